@@ -1,0 +1,351 @@
+"""The command `allyouneed`. What a command needs is imported inside it, so that `list` answers at once."""
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from allyouneed import catalog
+
+if TYPE_CHECKING:
+    from allyouneed.evidence import Experiment, Run
+
+app = typer.Typer(
+    help="Fifty-one language-model papers as code, each with its claims tried on real data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console(highlight=False)
+
+PaperName = Annotated[str, typer.Argument(metavar="PAPER", help="Its number, room or alias: 19, alibi.")]
+
+
+def _fail(message: object, status: int = 2) -> NoReturn:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"allyouneed: {message}", markup=False)
+    raise typer.Exit(status)
+
+
+def _find(name: str) -> catalog.Paper:
+    try:
+        return catalog.find(name)
+    except catalog.UnknownPaper as error:
+        _fail(error)
+
+
+@app.command("list")
+def list_papers(
+    family: Annotated[str | None, typer.Option(help="Only the papers of one family.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, with every field.")] = False,
+) -> None:
+    """List the papers."""
+    if family is not None and family not in catalog.families():
+        _fail(f'unknown family "{family}"; there are {", ".join(catalog.families())}')
+    papers = [paper for paper in catalog.papers() if family in (None, paper.family)]
+    if as_json:
+        plain = [dataclasses.asdict(paper) | {"status": paper.status} for paper in papers]
+        print(json.dumps(plain, indent=1, ensure_ascii=False))
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0), expand=True)
+    table.add_column("", justify="right", min_width=2)
+    table.add_column("room", no_wrap=True, min_width=max(len(paper.room) for paper in papers))
+    table.add_column("paper", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("year", min_width=4)
+    table.add_column("status", min_width=len("planned"))
+    for paper in papers:
+        style = None if paper.status == "works" else "dim"
+        table.add_row(str(paper.number), paper.room, paper.title, str(paper.year), paper.status, style=style)
+    # Titles are cut to the terminal; whatever reads a pipe gets them whole.
+    (console if console.is_terminal else Console(width=160)).print(table)
+
+
+@app.command()
+def show(paper: PaperName) -> None:
+    """Show a paper: its note, its lab report, where its code is, and the verdicts."""
+    from rich.markdown import Markdown
+
+    entry = _find(paper)
+    authors = ", ".join(entry.authors)
+    console.print(
+        f"[bold]{entry.number} · {entry.title}[/bold]\n{authors}, {entry.year} · {entry.link}\n{entry.idea}\n"
+    )
+    if entry.note is not None:
+        console.print(Markdown(_without_html(entry.note.read_text(encoding="utf-8"))))
+        console.print()
+    readme = entry.folder / "readme.md"
+    if not readme.is_file():
+        console.print(f"The room {entry.room} is {entry.status}: there is no code and no experiment yet.")
+        return
+    console.print(Markdown(_without_html(readme.read_text(encoding="utf-8"))))
+    console.print("\n[bold]Code[/bold]")
+    for path in sorted(entry.folder.glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        first = text.split('"""')[1].strip().splitlines()[0] if text.startswith('"""') else ""
+        console.print(f"  {_short(path)} ({len(text.splitlines())} lines): {first}")
+    from allyouneed.evidence import ResultsError
+    from allyouneed.library import recorded
+
+    try:
+        for results in recorded(entry).values():
+            console.print()
+            _print_verdicts(results)
+    except ResultsError as error:
+        _fail(error, 1)
+
+
+@app.command()
+def run(
+    papers: Annotated[list[str], typer.Argument(metavar="PAPER…", help="Numbers, rooms or aliases.")],
+    scale: Annotated[str, typer.Option(help="smoke (seconds), laptop (minutes) or gpu.")] = "laptop",
+    seeds: Annotated[int | None, typer.Option(help="Seeds an arm, in place of the scale's own number.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change every arm's configuration.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes at a time; as many as cores where not given.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda, in place of the scale's own.")] = None,
+    precision: Annotated[str | None, typer.Option(help="32-true or bf16-mixed, in place of the scale's own.")] = None,
+    fresh: Annotated[bool, typer.Option(help="Throw away earlier trials of this configuration.")] = False,
+    record: Annotated[bool, typer.Option(help="Write results/ in the room and the text generated from them.")] = False,
+) -> None:
+    """Run experiments, and say whether the papers' claims hold.
+
+    Finished trials are kept: an interrupted run goes on where it was.
+    """
+    from allyouneed.evidence import SCALES
+
+    if scale not in SCALES:
+        _fail(f'unknown scale "{scale}"; there are {", ".join(SCALES)}')
+    changes = dict(_setting(text) for text in settings or [])
+    if record and (changes or seeds or precision or scale == "smoke"):
+        _fail("--record keeps what the experiment declares: not with --set, --seeds, --precision or smoke")
+    from allyouneed.library import NoExperiment, experiment_of
+
+    entries = [_find(name) for name in papers]
+    try:
+        experiments = [experiment_of(entry) for entry in entries]
+    except NoExperiment as error:
+        _fail(error)
+    failed = False
+    for entry, experiment in zip(entries, experiments, strict=True):
+        _require_device(device or experiment.scales[scale].device)
+        finished = _run_one(entry, experiment, scale, seeds, changes, workers, device, precision, fresh)
+        failed |= bool(finished.failures)
+        _finish(entry, finished, record)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _setting(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        _fail(f'"{text}" is no setting: write --set KEY=VALUE')
+    return key.strip(), value.strip()
+
+
+def _require_device(device: str) -> None:
+    if device == "cpu":
+        return
+    import torch
+
+    kind = device.split(":")[0]
+    if kind not in ("cuda", "mps"):
+        _fail(f'unknown device "{device}"; there are cpu, cuda and mps')
+    there = torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
+    if not there:
+        _fail(f"there is no {kind} device here; `allyouneed doctor` shows what there is")
+
+
+def _run_one(
+    entry: catalog.Paper,
+    experiment: "Experiment",
+    scale: str,
+    seeds: int | None,
+    changes: dict[str, str],
+    workers: int | None,
+    device: str | None,
+    precision: str | None,
+    fresh: bool,
+) -> "Run":
+    """Run one experiment under a display of its progress."""
+    from allyouneed.evidence import SettingError
+    from allyouneed.evidence import run as run_experiment
+    from allyouneed.evidence.display import display
+
+    console.print(f"[bold]{entry.number} · {entry.title}[/bold], {scale}")
+    try:
+        with display(console) as watch:
+            return run_experiment(
+                experiment,
+                scale,  # pyright: ignore[reportArgumentType]
+                seeds=seeds,
+                settings=changes,
+                workers=workers,
+                device=device,
+                precision=precision,
+                fresh=fresh,
+                watch=watch,
+            )
+    except (SettingError, ValueError) as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        again = " ".join(["allyouneed", *sys.argv[1:]]).replace(" --fresh", "")
+        _fail(f"stopped; finished trials are kept. To go on: {again}", 130)
+
+
+def _finish(entry: catalog.Paper, run: "Run", record: bool) -> None:
+    """Print the verdicts, write figure and page, and record the results where asked."""
+    from allyouneed import library
+    from allyouneed.evidence import ResultsError, save_figure, write_results
+    from allyouneed.evidence import record as recorded
+    from allyouneed.evidence.report import report
+
+    for failure in run.failures:
+        console.print(
+            f"failed: {failure.arm}, seed {failure.seed}: {failure.error}\n  log: {failure.log}", markup=False
+        )
+    if not run.trials:
+        console.print("No trial finished: there is nothing to judge.")
+        return
+    contents = recorded(run, complete=False)
+    if run.scale_name == "smoke":
+        console.print("Every line ran; at this scale no verdict is drawn.")
+    else:
+        _print_verdicts(contents)
+    figure = run.folder / "figure.svg"
+    page = run.folder / "report.html"
+    try:
+        save_figure(run.experiment.figure(run.trials), figure)
+        page.write_text(report([library.entry(entry, contents, figure.read_text(encoding="utf-8"))]), encoding="utf-8")
+    except OSError as error:
+        _fail(f"the trials are kept in {run.folder}, but the page could not be written: {error}", 1)
+    console.print(f"figure: {figure}\npage:   {page}", soft_wrap=True)
+    if not record:
+        return
+    try:
+        write_results(entry.results(run.scale_name), recorded(run))
+        library.write_generated()
+    except (ResultsError, OSError) as error:
+        _fail(error, 1)
+    console.print(f"recorded: {_short(entry.results(run.scale_name))}")
+
+
+@app.command("report")
+def report_command(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the page.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained page of all recorded results."""
+    from allyouneed.evidence import ResultsError
+    from allyouneed.evidence.report import report
+    from allyouneed.library import recorded_entries
+
+    try:
+        output.write_text(report(recorded_entries()), encoding="utf-8")
+    except (ResultsError, OSError) as error:
+        _fail(error, 1)
+    console.print(f"page: {output.resolve()}", soft_wrap=True)
+
+
+@app.command()
+def fetch(
+    names: Annotated[list[str] | None, typer.Argument(metavar="ASSET…", help="Data sets and models.")] = None,
+) -> None:
+    """Fetch data sets and models into the cache; without a name, list those that there are."""
+    from allyouneed.data import ASSETS, AssetError, is_present
+    from allyouneed.data import fetch as fetch_asset
+
+    if not names:
+        for asset in ASSETS.values():
+            console.print(f"{asset.name}: {asset.about} [dim]{'present' if is_present(asset) else 'not fetched'}[/dim]")
+        return
+    for name in names:
+        if name not in ASSETS:
+            _fail(f'unknown asset "{name}"; there are {", ".join(ASSETS)}')
+    for name in names:
+        try:
+            with console.status(name) as status:
+                folder = fetch_asset(name, report=lambda text: status.update(text))
+        except AssetError as error:
+            _fail(error, 1)
+        console.print(f"{name}: {folder}", soft_wrap=True)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this installation has, what is missing, and how to get it."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+    from rich.table import Table
+
+    from allyouneed.data import ASSETS, cache_folder, is_present
+    from allyouneed.evidence import runs_folder, usable_cores
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("python", platform.python_version())
+    for package in ("allyouneed", "torch", "lightning-fabric", "safetensors", "tokenizers", "scipy", "joblib"):
+        try:
+            table.add_row(package, version(package))
+        except PackageNotFoundError:
+            table.add_row(package, "missing: `pip install .` in the repository installs it")
+    table.add_row("cores", f"{usable_cores()}: so many trials run at a time, each with one thread")
+    table.add_row(
+        "threads",
+        f"{torch.get_num_threads()} in this process; OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}",
+    )
+    if torch.cuda.is_available():
+        gpus = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+        table.add_row("gpu", f"{gpus}: --device cuda")
+    else:
+        table.add_row("gpu", "none that torch can use; every laptop experiment runs without one")
+    table.add_row("cache", f"{cache_folder()} (set ALLYOUNEED_CACHE to move it)")
+    table.add_row("runs", f"{runs_folder()} (set ALLYOUNEED_RUNS to move it)")
+    for asset in ASSETS.values():
+        state = "present" if is_present(asset) else f"not fetched: `allyouneed fetch {asset.name}`"
+        table.add_row(asset.name, state)
+    works = [paper.room for paper in catalog.papers() if paper.status == "works"]
+    table.add_row("rooms", f"{len(works)} of {len(catalog.papers())} work: {', '.join(works)}")
+    console.print(table)
+
+
+def _print_verdicts(results: dict) -> None:
+    """Print a table of verdicts."""
+    from rich.table import Table
+
+    from allyouneed.evidence.wording import claim_rows
+
+    colours = {"reproduced": "green", "contradicted": "red", "inconclusive": "yellow"}
+    table = Table(title=f"{results['paper']}, {results['scale']}", title_justify="left", box=None, padding=(0, 2, 1, 0))
+    for heading in ("claim", "paper", "ours", "verdict", "seeds"):
+        table.add_column(heading, header_style="bold", ratio={"claim": 5, "paper": 3, "ours": 2}.get(heading))
+    for row in claim_rows(results):
+        verdict = f"[{colours[row.verdict]}]{row.verdict}[/]"
+        table.add_row(row.statement, row.paper, row.ours, verdict, str(row.seeds))
+    console.print(table)
+
+
+def _short(path: Path) -> str:
+    """Give a path relative to the working directory where it lies under it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _without_html(markdown: str) -> str:
+    """Leave out the comments that mark generated parts; a terminal would print them."""
+    return "\n".join(line for line in markdown.splitlines() if not line.startswith("<!--"))
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Claims, trials, the runner, recorded results, verdicts, figures and the report: does the claim hold, with numbers?"""
+
+from .claims import Better, Claim, Equivalent, Exact, Finding, Trend, TrialResult, Verdict
+from .experiment import SCALES, Experiment, Scale, ScaleName, SettingError
+from .figures import curves_figure, save_figure
+from .results import ResultsError, read_results, record, trials_of, verify, write_results
+from .runner import Progress, Run, plan, run, runs_folder, usable_cores
+from .statistics import Interval, mean_interval
+from .trial import Context, Record, Task
+
+__all__ = [
+    "SCALES",
+    "Better",
+    "Claim",
+    "Context",
+    "Equivalent",
+    "Exact",
+    "Experiment",
+    "Finding",
+    "Interval",
+    "Progress",
+    "Record",
+    "ResultsError",
+    "Run",
+    "Scale",
+    "ScaleName",
+    "SettingError",
+    "Task",
+    "Trend",
+    "TrialResult",
+    "Verdict",
+    "curves_figure",
+    "mean_interval",
+    "plan",
+    "read_results",
+    "record",
+    "run",
+    "runs_folder",
+    "save_figure",
+    "trials_of",
+    "usable_cores",
+    "verify",
+    "write_results",
+]

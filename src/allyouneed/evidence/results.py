@@ -1,0 +1,106 @@
+"""Recorded results: what a room keeps of a run, and the check that nobody wrote in it by hand."""
+
+import dataclasses
+import datetime
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from .claims import TrialResult
+from .environment import environment
+from .experiment import Experiment
+from .runner import Run
+
+
+class ResultsError(ValueError):
+    """A results file that cannot be read, was changed by hand, or no longer follows from its trials."""
+
+
+def record(run: Run, *, complete: bool = True) -> dict[str, Any]:
+    """Give a run as the contents of a results file.
+
+    Args:
+        run: what was run.
+        complete: whether every trial must be there.
+
+    Raises:
+        ResultsError: trials are missing.
+    """
+    if complete and run.failures:
+        names = ", ".join(f"{failure.arm}, seed {failure.seed}" for failure in run.failures)
+        raise ResultsError(f"a run with missing trials is not recorded: {names}")
+    findings = run.findings()
+    contents = {
+        "paper": run.experiment.paper,
+        "scale": run.scale_name,
+        "recorded": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "environment": environment(run.device),
+        "claims": [claim.record(findings[claim.id]) for claim in run.experiment.claims],
+        "trials": [dataclasses.asdict(trial) for trial in run.trials],
+    }
+    return contents | {"checksum": checksum(contents)}
+
+
+def checksum(contents: dict[str, Any]) -> str:
+    """Hash a results file's contents, its own checksum left out."""
+    rest = {key: value for key, value in contents.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def write_results(path: Path, contents: dict[str, Any]) -> None:
+    """Write a results file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".new")
+    try:
+        temporary.write_text(json.dumps(contents, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read a results file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ResultsError: it is not one, or was changed after it was recorded.
+    """
+    again = f"run `allyouneed run {path.parent.parent.name} --scale {path.stem} --record` to record it anew"
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+        recorded = contents["checksum"]
+        trials_of(contents)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ResultsError(f"{path} is not a results file ({error!r}); {again}") from error
+    if recorded != checksum(contents):
+        raise ResultsError(f"{path} was changed after it was recorded: its checksum does not fit; {again}")
+    return contents
+
+
+def trials_of(contents: dict[str, Any]) -> list[TrialResult]:
+    """Give the trials of a results file."""
+    return [TrialResult(**trial) for trial in contents["trials"]]
+
+
+def verify(experiment: Experiment, contents: dict[str, Any]) -> None:
+    """Judge the recorded trials again and hold the recorded claims to what comes out.
+
+    Raises:
+        ResultsError: a claim's wording, numbers or verdict differ from the experiment as it is written now.
+    """
+    trials = trials_of(contents)
+    seeds = sorted({trial.seed for trial in trials})
+    judged = [claim.record(claim.judge(trials, seeds)) for claim in experiment.claims]
+    for now, then in zip(judged, contents["claims"], strict=False):
+        if json.loads(json.dumps(now)) != then:
+            changed = [key for key in now if json.loads(json.dumps(now[key])) != then.get(key)]
+            raise ResultsError(
+                f"{contents['paper']} at {contents['scale']}: claim {now['id']} was recorded with another "
+                f"{', '.join(changed)} than it has now"
+            )
+    if len(judged) != len(contents["claims"]):
+        raise ResultsError(
+            f"{contents['paper']}: {len(contents['claims'])} claims are recorded, there are {len(judged)}"
+        )

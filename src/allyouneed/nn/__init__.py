@@ -1,0 +1,46 @@
+"""The parts that models are composed of. Imports torch, and nothing of ours.
+
+Shapes are types, written with these axis names throughout the project:
+
+| axis | what |
+|---|---|
+| `batch` | independent sequences |
+| `length` | tokens of a sequence |
+| `queries`, `keys` | tokens that look, tokens that are looked at |
+| `heads`, `key_value_heads` | attention heads, and the fewer heads that keys and values may have |
+| `width` | a token's vector in the residual stream |
+| `head_width` | a token's vector inside one head |
+| `hidden` | the inner vector of a feed-forward layer |
+| `vocabulary` | the tokens that there are |
+"""
+
+from .attention import Attention, AttentionPattern, attention_pattern, fused_attention
+from .blocks import Block, PostNorm, PreNorm
+from .cache import KeyValueCache, LayerCache
+from .decoder import Decoder
+from .feed_forward import FeedForward, GatedFeedForward
+from .initialise import initialise_xavier
+from .losses import linear_cross_entropy
+from .positions import LearnedPositions, PositionScheme, RotaryPositions, Rotation, SinusoidalPositions
+
+__all__ = [
+    "Attention",
+    "AttentionPattern",
+    "Block",
+    "Decoder",
+    "FeedForward",
+    "GatedFeedForward",
+    "KeyValueCache",
+    "LayerCache",
+    "LearnedPositions",
+    "PositionScheme",
+    "PostNorm",
+    "PreNorm",
+    "RotaryPositions",
+    "Rotation",
+    "SinusoidalPositions",
+    "attention_pattern",
+    "fused_attention",
+    "initialise_xavier",
+    "linear_cross_entropy",
+]

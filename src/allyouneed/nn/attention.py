@@ -1,0 +1,182 @@
+"""Multi-head attention over a pattern that is worked out once a forward pass and shared by all layers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .cache import LayerCache
+from .positions import PositionScheme, Rotation
+
+
+@dataclass(frozen=True)
+class AttentionPattern:
+    """Who looks at whom, and how order enters.
+
+    Attributes:
+        mask: added to the scores (float) or True where a query may look (bool); None lets every query look everywhere.
+        causal: each query looks at itself and what precedes it, said without a mask so that kernels can skip work.
+            Queries and keys must then be the same tokens.
+        rotation: turns queries and keys.
+    """
+
+    mask: Float[Tensor, "#batch #heads queries keys"] | Bool[Tensor, "#batch #heads queries keys"] | None = None
+    causal: bool = False
+    rotation: Rotation | None = None
+
+
+def attention_pattern(
+    scheme: PositionScheme,
+    queries: int,
+    keys: int,
+    *,
+    causal: bool,
+    present: Bool[Tensor, "batch keys"] | None = None,
+    rotation: Rotation | None = None,
+    device: torch.device | str | None = None,
+) -> AttentionPattern:
+    """Join a position scheme's bias, causality and padding into one pattern.
+
+    Args:
+        scheme: where the bias comes from.
+        queries: number of tokens that look; they are the last of the keys.
+        keys: number of tokens that are looked at.
+        causal: hide from each query the tokens that follow it.
+        present: False where a key is padding.
+        rotation: passed on.
+        device: where to build the mask.
+
+    Raises:
+        ValueError: more queries than keys.
+    """
+    if queries > keys:
+        raise ValueError(f"{queries} queries over {keys} keys: the queries must be the last of the keys")
+    key_slots = torch.arange(keys, device=device)
+    query_slots = key_slots[keys - queries :]
+    bias = scheme.bias(query_slots, key_slots)
+    if bias is None and present is None and (queries == keys or queries == 1 or not causal):
+        # A single query is the last token, from which nothing is hidden.
+        return AttentionPattern(causal=causal and queries == keys > 1, rotation=rotation)
+    allowed = None
+    if causal and queries > 1:
+        allowed = (key_slots <= query_slots[:, None])[None, None]
+    if present is not None:
+        # A padded query looks at itself: its output is thrown away, and an empty softmax would be NaN.
+        own = key_slots == query_slots[:, None]
+        seen = present[:, None, None, :] | own
+        allowed = seen if allowed is None else allowed & seen
+    if bias is None:
+        return AttentionPattern(mask=allowed, rotation=rotation)
+    mask = bias[None]
+    return AttentionPattern(mask if allowed is None else mask.masked_fill(~allowed, -torch.inf), rotation=rotation)
+
+
+def fused_attention(
+    query: Float[Tensor, "batch heads queries head_width"],
+    key: Float[Tensor, "batch heads keys head_width"],
+    value: Float[Tensor, "batch heads keys head_width"],
+    *,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+) -> Float[Tensor, "batch heads queries head_width"]:
+    """Compute attention by torch's fused kernels, in the precision that is fastest on the device."""
+    dtype = query.dtype
+    if query.device.type == "cpu" and dtype != torch.float64 and torch.is_grad_enabled():
+        # On CPUs the backward pass in 16 bits takes more than twice as long as in 32.
+        query, key, value = query.float(), key.float(), value.float()
+    if attn_mask is not None and attn_mask.is_floating_point():
+        attn_mask = attn_mask.to(query.dtype)
+    with torch.autocast(query.device.type, enabled=False):
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal
+        )
+    return mixed.to(dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head scaled dot-product attention (Vaswani et al. 2017, section 3.2), with grouped keys and values.
+
+    Args:
+        width: width of the residual stream.
+        heads: number of query heads; divides the width.
+        key_value_heads: number of key and value heads; divides `heads`. Equal to `heads` where None
+            (Ainslie et al. 2023, grouped-query attention).
+        bias: whether the four projections have biases.
+        dropout: probability of dropping an attention weight in training.
+        kernel: computes attention from query, key, value as `torch.nn.functional.scaled_dot_product_attention` does,
+            with its keywords `attn_mask`, `dropout_p` and `is_causal`.
+
+    Raises:
+        ValueError: heads that do not divide evenly.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        key_value_heads: int | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+        kernel: Callable[..., Tensor] = fused_attention,
+    ):
+        super().__init__()
+        key_value_heads = heads if key_value_heads is None else key_value_heads
+        if heads < 1 or width % heads:
+            raise ValueError(f"width {width} cannot be divided among {heads} heads: it must be a multiple of them")
+        if key_value_heads < 1 or heads % key_value_heads:
+            raise ValueError(f"{heads} heads cannot share {key_value_heads} key-value heads: it must be a multiple")
+        self.heads = heads
+        self.key_value_heads = key_value_heads
+        self.head_width = width // heads
+        self.dropout = dropout
+        self.kernel = kernel
+        self.query = nn.Linear(width, width, bias=bias)
+        self.key = nn.Linear(width, key_value_heads * self.head_width, bias=bias)
+        self.value = nn.Linear(width, key_value_heads * self.head_width, bias=bias)
+        self.output = nn.Linear(width, width, bias=bias)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "batch queries width"],
+        pattern: AttentionPattern | None = None,
+        *,
+        source: Float[Tensor, "batch keys width"] | None = None,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "batch queries width"]:
+        """Let each token of `hidden` look at the tokens of `source` (of `hidden` itself where None).
+
+        Args:
+            hidden: the tokens that look.
+            pattern: who looks at whom; everyone at everyone where None.
+            source: the tokens that are looked at, in cross-attention.
+            cache: keys and values of earlier tokens; those of this call are appended.
+        """
+        pattern = pattern or AttentionPattern()
+        looked_at = hidden if source is None else source
+        query = self._split(self.query(hidden), self.heads)
+        key = self._split(self.key(looked_at), self.key_value_heads)
+        value = self._split(self.value(looked_at), self.key_value_heads)
+        if pattern.rotation is not None:
+            query, key = pattern.rotation(query), pattern.rotation(key)
+        if cache is not None:
+            key, value = cache.append(key, value)
+        if self.key_value_heads < self.heads:
+            groups = self.heads // self.key_value_heads
+            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        mixed = self.kernel(
+            query,
+            key,
+            value,
+            attn_mask=pattern.mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=pattern.causal,
+        )
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def _split(self, projected: Tensor, heads: int) -> Tensor:
+        return projected.unflatten(-1, (heads, self.head_width)).transpose(1, 2)

@@ -1,0 +1,77 @@
+"""Residual compositions: where the normalisation stands, and a block of attention and feed-forward."""
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .attention import AttentionPattern
+from .cache import LayerCache
+
+
+class PreNorm(nn.Module):
+    """x + sublayer(norm(x)): the norm inside the residual branch (Xiong et al. 2020, table 1, right).
+
+    Args:
+        sublayer: attention or feed-forward.
+        norm: its normalisation.
+        dropout: probability of dropping a coordinate of the sublayer's output in training.
+    """
+
+    def __init__(self, sublayer: nn.Module, norm: nn.Module, dropout: float = 0.0):
+        super().__init__()
+        self.norm = norm
+        self.sublayer = sublayer
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, hidden: Float[Tensor, "batch length width"], *args: Any, **kwargs: Any
+    ) -> Float[Tensor, "batch length width"]:
+        """Add the sublayer's output; further arguments go to the sublayer."""
+        return hidden + self.dropout(self.sublayer(self.norm(hidden), *args, **kwargs))
+
+
+class PostNorm(nn.Module):
+    """norm(x + sublayer(x)): the norm after the residual sum (Vaswani et al. 2017, section 3.1).
+
+    Args:
+        sublayer: attention or feed-forward.
+        norm: its normalisation.
+        dropout: probability of dropping a coordinate of the sublayer's output in training.
+    """
+
+    def __init__(self, sublayer: nn.Module, norm: nn.Module, dropout: float = 0.0):
+        super().__init__()
+        self.norm = norm
+        self.sublayer = sublayer
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, hidden: Float[Tensor, "batch length width"], *args: Any, **kwargs: Any
+    ) -> Float[Tensor, "batch length width"]:
+        """Add the sublayer's output and normalise; further arguments go to the sublayer."""
+        return self.norm(hidden + self.dropout(self.sublayer(hidden, *args, **kwargs)))
+
+
+class Block(nn.Module):
+    """Self-attention, then feed-forward; each comes already wrapped in its residual and norm.
+
+    Args:
+        attention: an `Attention` in `PreNorm` or `PostNorm`.
+        feed_forward: a feed-forward layer in the same.
+    """
+
+    def __init__(self, attention: nn.Module, feed_forward: nn.Module):
+        super().__init__()
+        self.attention = attention
+        self.feed_forward = feed_forward
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "batch length width"],
+        pattern: AttentionPattern | None = None,
+        *,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "batch length width"]:
+        """Pass the tokens through both sublayers."""
+        return self.feed_forward(self.attention(hidden, pattern, cache=cache))

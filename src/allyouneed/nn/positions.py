@@ -1,0 +1,142 @@
+"""How order enters a transformer: the seam that a position scheme plugs into, and the schemes that models share."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """The angles by which rotary positions turn queries and keys, as cosines and sines.
+
+    Attributes:
+        cos: cosine of the angle of each coordinate.
+        sin: its sine.
+    """
+
+    cos: Float[Tensor, "#batch 1 length rotated"]
+    sin: Float[Tensor, "#batch 1 length rotated"]
+
+    def __call__(
+        self, vectors: Float[Tensor, "batch heads length head_width"]
+    ) -> Float[Tensor, "batch heads length head_width"]:
+        """Turn the first `rotated` coordinates of each head's vectors; leave the others."""
+        rotated = self.cos.shape[-1]
+        turning, still = vectors[..., :rotated], vectors[..., rotated:]
+        first, second = turning.chunk(2, dim=-1)
+        turned = turning * self.cos + torch.cat((-second, first), dim=-1) * self.sin
+        turned = turned.to(vectors.dtype)
+        return turned if still.shape[-1] == 0 else torch.cat((turned, still), dim=-1)
+
+
+class PositionScheme(nn.Module):
+    """The seam: a model asks its scheme three things, and a scheme answers those that concern it.
+
+    As it stands this class gives a model no positions at all. A subclass overrides one of the three: absolute schemes
+    add to the embeddings, rotary ones turn queries and keys, relative ones add a bias to the attention scores.
+    """
+
+    def embed(
+        self, embeddings: Float[Tensor, "batch length width"], positions: Int[Tensor, "#batch length"]
+    ) -> Float[Tensor, "batch length width"]:
+        """Put positions into the token embeddings, once, below the first layer."""
+        return embeddings
+
+    def rotation(self, positions: Int[Tensor, "#batch length"]) -> Rotation | None:
+        """Give the rotation of queries and keys at these positions, or None."""
+        return None
+
+    def bias(
+        self, query_positions: Int[Tensor, " queries"], key_positions: Int[Tensor, " keys"]
+    ) -> Float[Tensor, "heads queries keys"] | None:
+        """Give what to add to the attention scores before the softmax, or None."""
+        return None
+
+
+class LearnedPositions(PositionScheme):
+    """A learned vector for each position, added to the token embeddings (Gehring et al. 2017; GPT, BERT).
+
+    Args:
+        limit: number of positions; a longer sequence is refused.
+        width: width of the embeddings.
+    """
+
+    def __init__(self, limit: int, width: int):
+        super().__init__()
+        self.table = nn.Embedding(limit, width)
+
+    def embed(
+        self, embeddings: Float[Tensor, "batch length width"], positions: Int[Tensor, "#batch length"]
+    ) -> Float[Tensor, "batch length width"]:
+        """Add the vectors of these positions.
+
+        Raises:
+            ValueError: a position is beyond the table.
+        """
+        limit = self.table.num_embeddings
+        if positions.numel() and int(positions.max()) >= limit:
+            raise ValueError(
+                f"position {int(positions.max())} is beyond the learned table: it holds positions 0 to {limit - 1}, "
+                f"so sequences of at most {limit} tokens"
+            )
+        return embeddings + self.table(positions)
+
+
+class SinusoidalPositions(PositionScheme):
+    """Fixed sines and cosines of geometrically spaced wavelengths, added to the embeddings.
+
+    Source: Vaswani et al. 2017, section 3.5. Any position has a vector, so no length is refused.
+
+    Args:
+        width: width of the embeddings; even.
+        base: the longest wavelength is 2π·base.
+    """
+
+    def __init__(self, width: int, base: float = 10_000.0):
+        super().__init__()
+        if width % 2:
+            raise ValueError(f"sinusoidal positions come in pairs of sine and cosine: width {width} is odd")
+        self.frequencies: Tensor
+        frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def embed(
+        self, embeddings: Float[Tensor, "batch length width"], positions: Int[Tensor, "#batch length"]
+    ) -> Float[Tensor, "batch length width"]:
+        """Add sin(position · frequency) in even coordinates and the cosine in odd ones."""
+        angles = positions.unsqueeze(-1) * self.frequencies
+        waves = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
+        return embeddings + waves.to(embeddings.dtype)
+
+
+class RotaryPositions(PositionScheme):
+    """Turn pairs of coordinates of queries and keys by angles proportional to the position.
+
+    Source: Su et al. 2021, section 3.2.2. Coordinate i is paired with coordinate i + rotated/2, as in GPT-NeoX and
+    LLaMA checkpoints; the paper pairs neighbours, which is the same up to a fixed permutation of coordinates.
+
+    Args:
+        head_width: width of one head.
+        base: the slowest pair turns by about 1/base radian a token.
+        rotated: how many coordinates turn; all of them where None (GPT-NeoX turns a quarter).
+    """
+
+    def __init__(self, head_width: int, base: float = 10_000.0, rotated: int | None = None):
+        super().__init__()
+        rotated = head_width if rotated is None else rotated
+        if rotated % 2 or not 0 < rotated <= head_width:
+            raise ValueError(
+                f"rotary positions turn an even number of coordinates between 2 and the head's width {head_width}, "
+                f"not {rotated}"
+            )
+        self.frequencies: Tensor
+        frequencies = base ** (-torch.arange(0, rotated, 2, dtype=torch.float32) / rotated)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def rotation(self, positions: Int[Tensor, "#batch length"]) -> Rotation:
+        """Give the rotation at these positions; angles are computed in 32 bits whatever the model's precision."""
+        angles = positions.unsqueeze(-1).float() * self.frequencies.float()
+        angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
+        return Rotation(angles.cos(), angles.sin())

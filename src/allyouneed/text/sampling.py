@@ -1,0 +1,128 @@
+"""Choosing the next token from logits: pure functions of the logits, the settings and a generator."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, Float64, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn; the filters work in this order: temperature, top-k, top-p.
+
+    Attributes:
+        temperature: what logits are divided by. 0 is greedy: the likeliest token, the first of several that tie.
+        top_k: only tokens as likely as the k-th likeliest may be drawn (Fan et al. 2018); all where None.
+        top_p: only the likeliest tokens may be drawn, as few as together have this probability
+            (Holtzman et al. 2020); all where None.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature {self.temperature} is out of range: it must be finite and at least 0")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k {self.top_k} is out of range: it must be at least 1")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p {self.top_p} is out of range: it must be above 0 and at most 1")
+
+    @classmethod
+    def greedy(cls) -> "Sampling":
+        """Take the likeliest token, always: temperature 0."""
+        return cls(temperature=0.0)
+
+
+def probabilities(logits: Float[Tensor, "batch vocabulary"], sampling: Sampling) -> Float32[Tensor, "batch vocabulary"]:
+    """Give the probability with which each token is drawn: 0 for those that the filters hold back.
+
+    Raises:
+        ValueError: logits with NaN or +∞ in them, or with -∞ for every token.
+    """
+    highest = _highest(logits)
+    if sampling.temperature == 0:
+        return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+    # Counted from the highest, no logit overflows however low the temperature.
+    scaled = (logits - highest).float() / max(sampling.temperature, torch.finfo(torch.float32).tiny)
+    if sampling.top_k is not None:
+        scaled = _keep_top_k(scaled, sampling.top_k)
+    if sampling.top_p is not None:
+        scaled = _keep_top_p(scaled, sampling.top_p)
+    return scaled.softmax(-1)
+
+
+def sample(
+    logits: Float[Tensor, "batch vocabulary"],
+    sampling: Sampling,
+    generator: torch.Generator | Sequence[torch.Generator],
+) -> Int64[Tensor, " batch"]:
+    """Draw a token for each row.
+
+    Each row costs its generator one number, none where sampling is greedy.
+
+    Args:
+        logits: of the next token.
+        sampling: how it is drawn.
+        generator: one for all rows, or one for each row, so that a row's draws do not depend on the others. With
+            generators of the CPU the draws are the same on every device.
+
+    Raises:
+        ValueError: logits with NaN or +∞ in them, or with -∞ for every token; generators not as many as rows.
+    """
+    batch = len(logits)
+    if not isinstance(generator, torch.Generator) and len(generator) != batch:
+        raise ValueError(f"{len(generator)} generators for {batch} rows: there must be one for all or one for each")
+    if sampling.temperature == 0:
+        _highest(logits)
+        return logits.argmax(-1)
+    if isinstance(generator, torch.Generator):
+        draws = _uniform(batch, generator)
+    else:
+        draws = torch.cat([_uniform(1, one) for one in generator])
+    # In 64 bits, which some devices lack, so that rare tokens of a large vocabulary keep their probability.
+    cumulative = probabilities(logits, sampling).cpu().double().cumsum(-1)
+    cumulative /= cumulative[:, -1:].clone()
+    # The first token whose cumulative probability exceeds the draw: its own probability is then not 0.
+    return torch.searchsorted(cumulative, draws[:, None], right=True).squeeze(1).to(logits.device)
+
+
+def _uniform(count: int, generator: torch.Generator) -> Float64[Tensor, " _"]:
+    return torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64).cpu()
+
+
+def _highest(logits: Float[Tensor, "batch vocabulary"]) -> Float[Tensor, "batch 1"]:
+    highest = logits.amax(-1, keepdim=True)
+    if not highest.isfinite().all():
+        row = int((~highest.isfinite()).squeeze(1).nonzero()[0])
+        raise ValueError(
+            f"no token can be drawn from row {row}, whose highest logit is {float(highest[row])}: it must be finite"
+        )
+    return highest
+
+
+def _keep_top_k(logits: Float32[Tensor, "batch vocabulary"], k: int) -> Float32[Tensor, "batch vocabulary"]:
+    lowest_kept = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
+    return logits.masked_fill(logits < lowest_kept, -torch.inf)
+
+
+def _keep_top_p(logits: Float32[Tensor, "batch vocabulary"], p: float) -> Float32[Tensor, "batch vocabulary"]:
+    if p == 1:
+        # Rounding in the sum would hold back the least likely tokens.
+        return logits
+    # Stable, so that of tokens that tie the first is kept, as greedy keeps it.
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    chances = ordered.softmax(-1)
+    before = chances.cumsum(-1) - chances
+    held_back = before >= p
+    held_back[:, 0] = False
+    return logits.masked_fill(held_back.scatter(1, order, held_back), -torch.inf)
