@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -124,6 +125,8 @@ def run(
     if scale not in SCALES:
         _fail(f'unknown scale "{scale}"; there are {", ".join(SCALES)}')
     changes = dict(_setting(text) for text in settings or [])
+    if len(changes) < len(settings or []):
+        _fail(f"a key is set twice in {', '.join(settings or [])}")
     if record and (changes or seeds or precision or scale == "smoke"):
         _fail("--record keeps what the experiment declares: not with --set, --seeds, --precision or smoke")
     from allyouneed.library import NoExperiment, experiment_of
@@ -155,12 +158,11 @@ def _require_device(device: str) -> None:
         return
     import torch
 
-    kind = device.split(":")[0]
-    if kind not in ("cuda", "mps"):
+    if device not in ("cuda", "mps"):
         _fail(f'unknown device "{device}"; there are cpu, cuda and mps')
-    there = torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
+    there = torch.cuda.is_available() if device == "cuda" else torch.backends.mps.is_available()
     if not there:
-        _fail(f"there is no {kind} device here; `allyouneed doctor` shows what there is")
+        _fail(f"there is no {device} device here; `allyouneed doctor` shows what there is")
 
 
 def _run_one(
@@ -195,8 +197,10 @@ def _run_one(
             )
     except (SettingError, ValueError) as error:
         _fail(error)
+    except OSError as error:
+        _fail(error, 1)
     except KeyboardInterrupt:
-        again = " ".join(["allyouneed", *sys.argv[1:]]).replace(" --fresh", "")
+        again = shlex.join(["allyouneed", *(argument for argument in sys.argv[1:] if argument != "--fresh")])
         _fail(f"stopped; finished trials are kept. To go on: {again}", 130)
 
 
@@ -318,6 +322,7 @@ def doctor() -> None:
 
 def _print_verdicts(results: dict) -> None:
     """Print a table of verdicts."""
+    from rich.markup import escape
     from rich.table import Table
 
     from allyouneed.evidence.wording import claim_rows
@@ -328,7 +333,7 @@ def _print_verdicts(results: dict) -> None:
         table.add_column(heading, header_style="bold", ratio={"claim": 5, "paper": 3, "ours": 2}.get(heading))
     for row in claim_rows(results):
         verdict = f"[{colours[row.verdict]}]{row.verdict}[/]"
-        table.add_row(row.statement, row.paper, row.ours, verdict, str(row.seeds))
+        table.add_row(escape(row.statement), escape(row.paper), row.ours, verdict, row.seeds)
     console.print(table)
 
 

@@ -13,7 +13,7 @@ from allyouneed import catalog
 from allyouneed.catalog import Paper
 from allyouneed.evidence import SCALES, Experiment, ResultsError, read_results, save_figure, trials_of, verify
 from allyouneed.evidence.figures import svg
-from allyouneed.evidence.measured import ReadingListRow, measured_section, reading_list, replace_between
+from allyouneed.evidence.measured import ListedPaper, measured_section, reading_list, replace_between
 from allyouneed.evidence.report import Entry
 
 README = catalog.PACKAGE.parent.parent / "README.md"
@@ -30,7 +30,7 @@ def experiment_of(paper: Paper) -> Experiment:
         NoExperiment: the room is only planned.
     """
     if not (paper.folder / "experiment.py").is_file():
-        works = ", ".join(other.room for other in catalog.papers() if other.status == "works")
+        works = ", ".join(other.room for other in catalog.papers() if (other.folder / "experiment.py").is_file())
         raise NoExperiment(f"{paper.room} ({paper.title}) is planned: it has no experiment yet; these run: {works}")
     return importlib.import_module(f"allyouneed.papers.{paper.room}.experiment").EXPERIMENT
 
@@ -75,14 +75,14 @@ def figure_path(paper: Paper, scale: str) -> Path:
     return paper.folder / "results" / ("figure.svg" if scale == "laptop" else f"figure-{scale}.svg")
 
 
-def reading_list_rows() -> list[ReadingListRow]:
+def reading_list_rows() -> list[ListedPaper]:
     """Give the rows of the README's table."""
     rows = []
     for paper in catalog.papers():
         results = recorded(paper).get("laptop") if paper.status == "works" else None
         root = README.parent
         rows.append(
-            ReadingListRow(
+            ListedPaper(
                 number=paper.number,
                 title=paper.title,
                 link=paper.link,
@@ -117,8 +117,12 @@ def generated_texts() -> dict[Path, str]:
 
 def differences() -> list[str]:
     """Say where generated text, figures or recorded verdicts differ from what follows from the recorded trials."""
+    try:
+        texts = generated_texts()
+    except ResultsError as error:
+        return [str(error)]
     found = []
-    for path, text in generated_texts().items():
+    for path, text in texts.items():
         if path.read_text(encoding="utf-8") != text:
             found.append(f"{path.relative_to(README.parent)} is not what results/ say: `make generated` writes it anew")
     for paper in catalog.papers():

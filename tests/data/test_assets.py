@@ -14,7 +14,7 @@ import types
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TextIO
 
 import pytest
 
@@ -76,6 +76,8 @@ def listing(folder: Path) -> set[str]:
 
 CONTENT = bytes(range(256)) * 40
 PLAIN = asset(member("numbers/numbers.bin", CONTENT))
+# The same from npm, whose place a script takes, where the client does not matter: pip takes half a second.
+QUICK = asset(member("package/numbers.bin", CONTENT), source="npm")
 
 
 @pytest.fixture
@@ -94,6 +96,9 @@ def published(index: Path) -> Path:
     return wheel(index, "numbers", {"numbers/numbers.bin": CONTENT, "numbers/other.bin": b"not wanted"})
 
 
+COPIES = 'while [ "$1" != --pack-destination ]; do shift; done\ncp {archive} "$2"'
+
+
 def program(folder: Path, name: str, script: str) -> None:
     """Put a program on the path."""
     folder.mkdir(exist_ok=True)
@@ -106,6 +111,13 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "programs"
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     return folder
+
+
+@pytest.fixture
+def packed(programs: Path, tmp_path: Path) -> Path:
+    path = archive(tmp_path / "numbers-1.0.tgz", {"package/index.js": b"", "package/numbers.bin": CONTENT})
+    program(programs, "npm", COPIES.format(archive=path))
+    return path
 
 
 def test_fetch_brings_the_members_and_nothing_else(cache: Path, published: Path) -> None:
@@ -121,22 +133,22 @@ def test_fetch_brings_the_members_and_nothing_else(cache: Path, published: Path)
     verify(PLAIN)
 
 
-def test_what_is_present_is_not_downloaded_again(cache: Path, published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetch(PLAIN)
-    published.unlink()
+def test_what_is_present_is_not_downloaded_again(cache: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch(QUICK)
+    packed.unlink()
     monkeypatch.setenv("ALLYOUNEED_OFFLINE", "1")
     said: list[str] = []
-    assert fetch(PLAIN, report=said.append) == cache / "numbers-1.0"
+    assert fetch(QUICK, report=said.append) == cache / "numbers-1.0"
     assert said == []
 
 
-def test_offline_forbids_downloads(cache: Path, published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_forbids_downloads(cache: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALLYOUNEED_OFFLINE", "1")
     with pytest.raises(AssetError, match=r"numbers is not in the cache \(.*ALLYOUNEED_OFFLINE.*ALLYOUNEED_CACHE"):
-        fetch(PLAIN)
+        fetch(QUICK)
     assert not cache.exists()
     monkeypatch.setenv("ALLYOUNEED_OFFLINE", "0")
-    fetch(PLAIN)
+    fetch(QUICK)
 
 
 def test_without_a_network_the_error_says_what_to_do(cache: Path, index: Path) -> None:
@@ -165,17 +177,17 @@ def test_without_pip_the_error_says_so(cache: Path, monkeypatch: pytest.MonkeyPa
         (b"", "has 0 bytes"),
     ],
 )
-def test_what_was_not_recorded_is_not_kept(cache: Path, index: Path, content: bytes, reason: str) -> None:
-    wheel(index, "numbers", {"numbers/numbers.bin": content})
-    with pytest.raises(AssetError, match=rf"numbers/numbers\.bin in numbers 1\.0 .*{reason}.*nothing of it was kept"):
-        fetch(PLAIN)
+def test_what_was_not_recorded_is_not_kept(cache: Path, packed: Path, content: bytes, reason: str) -> None:
+    archive(packed, {"package/numbers.bin": content})
+    with pytest.raises(AssetError, match=rf"package/numbers\.bin in numbers 1\.0 .*{reason}.*nothing of it was kept"):
+        fetch(QUICK)
     assert listing(cache) == set()
 
 
-def test_a_package_without_the_member(cache: Path, index: Path) -> None:
-    wheel(index, "numbers", {"numbers/elsewhere.bin": CONTENT})
-    with pytest.raises(AssetError, match=r"holds no file numbers/numbers\.bin"):
-        fetch(PLAIN)
+def test_a_package_without_the_member(cache: Path, packed: Path) -> None:
+    archive(packed, {"package/elsewhere.bin": CONTENT})
+    with pytest.raises(AssetError, match=r"holds no file package/numbers\.bin"):
+        fetch(QUICK)
     assert listing(cache) == set()
 
 
@@ -219,12 +231,12 @@ def test_a_forged_archive_cannot_fill_the_disk(cache: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk(cache: Path, published: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_a_full_disk(cache: Path, packed: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def fail(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fail)
-    large = dataclasses.replace(PLAIN, download_size=5_000_000)
+    large = dataclasses.replace(QUICK, download_size=5_000_000)
     with pytest.raises(AssetError, match=r"is full: numbers needs 0\.0 MB, and 5\.0 MB while.*ALLYOUNEED_CACHE"):
         fetch(large)
     assert listing(cache) == set()
@@ -237,21 +249,21 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, cache: Path, monkeypatch
         fetch(PLAIN)
 
 
-def test_an_incomplete_asset_is_fetched_again(cache: Path, published: Path) -> None:
-    folder = fetch(PLAIN)
+def test_an_incomplete_asset_is_fetched_again(cache: Path, packed: Path) -> None:
+    folder = fetch(QUICK)
     (folder / "numbers.bin").write_bytes(CONTENT[:100])
-    assert not is_present(PLAIN)
-    assert fetch(PLAIN) == folder
+    assert not is_present(QUICK)
+    assert fetch(QUICK) == folder
     assert (folder / "numbers.bin").read_bytes() == CONTENT
     assert listing(cache) == {"numbers-1.0"}
 
 
-def test_an_incomplete_asset_stays_when_it_cannot_be_fetched_again(cache: Path, published: Path) -> None:
-    folder = fetch(PLAIN)
+def test_an_incomplete_asset_stays_when_it_cannot_be_fetched_again(cache: Path, packed: Path) -> None:
+    folder = fetch(QUICK)
     (folder / "numbers.bin").write_bytes(CONTENT[:100])
-    published.unlink()
+    packed.unlink()
     with pytest.raises(AssetError, match="numbers is incomplete in the cache"):
-        fetch(PLAIN)
+        fetch(QUICK)
     assert (folder / "numbers.bin").read_bytes() == CONTENT[:100]
 
 
@@ -321,23 +333,20 @@ def test_one_package_of_several_missing(cache: Path, index: Path) -> None:
     assert listing(cache) == set()
 
 
-def test_npm(cache: Path, programs: Path, tmp_path: Path) -> None:
-    packed = archive(tmp_path / "numbers-1.0.tgz", {"package/index.js": b"", "package/numbers.bin": CONTENT})
-    program(programs, "npm", f'echo "$@" > {tmp_path}/asked; while [ "$1" != --pack-destination ]; do shift; done\n'
-            f'cp {packed} "$2"')  # fmt: skip
-    folder = fetch(asset(member("package/numbers.bin", CONTENT), source="npm", package="@some/numbers"))
+def test_npm(cache: Path, packed: Path, programs: Path, tmp_path: Path) -> None:
+    program(programs, "npm", f'echo "$@" > {tmp_path}/asked\n{COPIES.format(archive=packed)}')
+    folder = fetch(dataclasses.replace(QUICK, package="@some/numbers"))
     assert (folder / "numbers.bin").read_bytes() == CONTENT
     asked = (tmp_path / "asked").read_text().split()
     assert (asked[0], asked[-1]) == ("pack", "@some/numbers@1.0")
 
 
-def test_a_link_in_an_archive_is_not_followed(cache: Path, programs: Path, tmp_path: Path) -> None:
+def test_a_link_in_an_archive_is_not_followed(cache: Path, packed: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(CONTENT)
-    packed = archive(tmp_path / "numbers-1.0.tgz", {}, links={"package/numbers.bin": str(secret)})
-    program(programs, "npm", f'while [ "$1" != --pack-destination ]; do shift; done\ncp {packed} "$2"')
+    archive(packed, {}, links={"package/numbers.bin": str(secret)})
     with pytest.raises(AssetError, match=r"package/numbers\.bin in numbers-1\.0\.tgz is not a regular file"):
-        fetch(asset(member("package/numbers.bin", CONTENT), source="npm"))
+        fetch(QUICK)
     assert listing(cache) == set()
 
 
@@ -360,7 +369,7 @@ def test_a_link_in_an_archive_is_not_followed(cache: Path, programs: Path, tmp_p
 def test_a_client_that_fails(cache: Path, programs: Path, script: str, message: str) -> None:
     program(programs, "npm", script)
     with pytest.raises(AssetError, match=message):
-        fetch(asset(member("package/numbers.bin", CONTENT), source="npm"))
+        fetch(QUICK)
     assert listing(cache) == set()
 
 
@@ -368,7 +377,7 @@ def test_a_client_that_fails(cache: Path, programs: Path, script: str, message: 
 def test_a_client_that_is_missing(cache: Path, monkeypatch: pytest.MonkeyPatch, source: str, client: str) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(AssetError, match=f"the program {client} was not found"):
-        fetch(asset(member("package/numbers.bin", CONTENT), source=source))
+        fetch(dataclasses.replace(QUICK, source=source))
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb builds and reads the package")
@@ -477,7 +486,7 @@ def start(wanted: Asset, how: str) -> subprocess.Popen:
     )
 
 
-def lines(stream: BinaryIO, last: str) -> list[str]:
+def lines(stream: TextIO, last: str) -> list[str]:
     said = []
     for line in stream:
         said.append(line.strip())
@@ -486,14 +495,14 @@ def lines(stream: BinaryIO, last: str) -> list[str]:
     return said
 
 
-def test_two_processes_fetch_once(cache: Path, published: Path) -> None:
-    with start(PLAIN, "stop") as first:
+def test_two_processes_fetch_once(cache: Path, packed: Path) -> None:
+    with start(QUICK, "stop") as first:
         assert lines(first.stdout, "halfway")[-1] == "halfway"
-        with start(PLAIN, "go on") as second:
+        with start(QUICK, "go on") as second:
             waiting = "numbers: waiting for another process that fetches it"
             assert lines(second.stdout, waiting) == [waiting]
             # From now on a second download would fail.
-            published.unlink()
+            packed.unlink()
             assert listing(cache) != {"numbers-1.0"}
             first.stdin.write("\n")
             first.stdin.flush()
@@ -501,20 +510,20 @@ def test_two_processes_fetch_once(cache: Path, published: Path) -> None:
             assert lines(second.stdout, "") == [str(cache / "numbers-1.0")]
     assert (first.returncode, second.returncode) == (0, 0)
     assert listing(cache) == {"numbers-1.0"}
-    verify(PLAIN)
+    verify(QUICK)
 
 
 @pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGINT])
-def test_killed_halfway_nothing_half_is_kept(cache: Path, published: Path, way: signal.Signals) -> None:
-    with start(PLAIN, "stop") as process:
+def test_killed_halfway_nothing_half_is_kept(cache: Path, packed: Path, way: signal.Signals) -> None:
+    with start(QUICK, "stop") as process:
         assert lines(process.stdout, "halfway")[-1] == "halfway"
         process.send_signal(way)
         process.wait()
     assert process.returncode != 0
-    assert not is_present(PLAIN)
+    assert not is_present(QUICK)
     assert "numbers-1.0" not in listing(cache)
     # SIGKILL leaves a folder that no reader looks at, and the next fetch removes it.
     assert len(listing(cache)) == (1 if way == signal.SIGKILL else 0)
-    fetch(PLAIN)
-    verify(PLAIN)
+    fetch(QUICK)
+    verify(QUICK)
     assert listing(cache) == {"numbers-1.0"}

@@ -25,7 +25,7 @@ _GAP = "\n\n\n"
 
 _HELD_OUT_NOVELS: dict[str, Split] = {"NORTHANGER ABBEY": "validation", "Persuasion": "test"}
 _TITLES = ("SENSE AND SENSIBILITY", "PRIDE AND PREJUDICE", "MANSFIELD PARK", "EMMA", *_HELD_OUT_NOVELS)
-_NOVEL_BEGINS = re.compile(rf"^(?={'|'.join(_TITLES)}\n\n+(?:\(\d+\)\n\n+)?[Bb]y\s+Jane Austen)", re.MULTILINE)
+_NOVEL_BEGINS = re.compile(rf"^(?=(?:{'|'.join(_TITLES)})\n\n+(?:\(\d+\)\n\n+)?[Bb]y\s+Jane Austen)", re.MULTILINE)
 
 # Printers' and editors' words inside the novels. The last is a modern publisher's note on its edition.
 _EDITORS_WORDS = re.compile(

@@ -25,7 +25,9 @@ def display(console: Console) -> Iterator[Callable[[RunProgress], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as shown:
+    # A trial in this process sends sys.stdout to its log, and the bars must not follow it there.
+    terminal = Console(file=console.file, force_terminal=True)
+    with Progress(*columns, console=terminal) as shown:
 
         def draw() -> None:
             if not latest:

@@ -1,6 +1,7 @@
 """An experiment is a value: arms, a trial, claims, a figure, and scales."""
 
 import ast
+import contextlib
 import dataclasses
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -84,7 +85,8 @@ class Experiment:
         if not settings:
             return chosen
         kind = type(next(iter(chosen.arms.values())))
-        hints = get_type_hints(kind)
+        known_types = get_type_hints(kind)
+        hints = {field.name: known_types[field.name] for field in dataclasses.fields(kind) if field.init}
         changes = {}
         for key, text in settings.items():
             if key not in hints:
@@ -108,27 +110,36 @@ def _parse(key: str, text: str, hint: Any) -> Any:
     """Read a setting's text as its field's type."""
     try:
         value = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError):
         value = text
     for candidate in (value, text):
-        if _fits(candidate, hint):
-            return float(candidate) if isinstance(candidate, int) and hint is float else candidate
+        with contextlib.suppress(ValueError):
+            return _fitted(candidate, hint)
     raise SettingError(f"{key!r} must be {_type_name(hint)}, not {text!r}")
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Say whether a value is of a field's type; the types that configurations use."""
+def _fitted(value: Any, hint: Any) -> Any:
+    """Give a value in a field's type (the types that configurations use), an int as a float where one is wanted.
+
+    Raises:
+        ValueError: it is not of that type.
+    """
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
-        return any(_fits(value, option) for option in get_args(hint))
-    if origin is Literal:
-        return value in get_args(hint)
-    if origin is tuple:
+        for option in get_args(hint):
+            with contextlib.suppress(ValueError):
+                return _fitted(value, option)
+    elif origin is Literal:
+        # True equals 1, and is none of 1, 2, 3.
+        if any(type(value) is type(option) and value == option for option in get_args(hint)):
+            return value
+    elif origin is tuple:
         inner = get_args(hint)
         same = inner[:1] * len(value) if isinstance(value, tuple) and inner[-1:] == (...,) else inner
-        return isinstance(value, tuple) and len(same) == len(value) and all(map(_fits, value, same))
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(hint, type) and isinstance(value, hint)
+        if isinstance(value, tuple) and len(same) == len(value):
+            return tuple(map(_fitted, value, same))
+    elif hint is float and type(value) in (int, float):
+        return float(value)
+    elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise ValueError(f"{value!r} is no {_type_name(hint)}")

@@ -14,7 +14,7 @@ from .claims import TrialResult
 COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "allyouneed",
     "font.family": "sans-serif",
@@ -99,5 +99,9 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as SVG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".new")
-    temporary.write_text(svg(figure), encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(svg(figure), encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

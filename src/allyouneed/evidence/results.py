@@ -4,6 +4,8 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,10 @@ def record(run: Run, *, complete: bool = True) -> dict[str, Any]:
         complete: whether every trial must be there.
 
     Raises:
-        ResultsError: trials are missing.
+        ResultsError: trials are missing, or ran on stand-ins for data.
     """
+    if complete and os.environ.get("ALLYOUNEED_STANDINS"):
+        raise ResultsError("a run on stand-ins for data is not recorded: unset ALLYOUNEED_STANDINS")
     if complete and run.failures:
         names = ", ".join(f"{failure.arm}, seed {failure.seed}" for failure in run.failures)
         raise ResultsError(f"a run with missing trials is not recorded: {names}")
@@ -49,15 +53,34 @@ def checksum(contents: dict[str, Any]) -> str:
 
 
 def write_results(path: Path, contents: dict[str, Any]) -> None:
-    """Write a results file, whole or not at all."""
+    """Write a results file, whole or not at all.
+
+    Raises:
+        ResultsError: a number in it is not finite, which strict JSON cannot hold.
+        OSError: it could not be written.
+    """
+    try:
+        text = json.dumps(contents, indent=1, allow_nan=False) + "\n"
+    except ValueError as error:
+        names = ", ".join(_not_finite(contents))
+        raise ResultsError(f"{path} cannot hold what is not finite: {names}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".new")
     try:
-        temporary.write_text(json.dumps(contents, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _not_finite(contents: dict[str, Any]) -> list[str]:
+    return [
+        f"{name} of {trial.arm}, seed {trial.seed}, is {value}"
+        for trial in trials_of(contents)
+        for name, value in [*trial.metrics.items(), *trial.costs.items()]
+        if not math.isfinite(value)
+    ]
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -72,7 +95,9 @@ def read_results(path: Path) -> dict[str, Any]:
         contents = json.loads(path.read_text(encoding="utf-8"))
         recorded = contents["checksum"]
         trials_of(contents)
-    except (ValueError, TypeError, KeyError) as error:
+        for key in ("paper", "scale", "recorded", "environment", "claims"):
+            contents[key]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ResultsError(f"{path} is not a results file ({error!r}); {again}") from error
     if recorded != checksum(contents):
         raise ResultsError(f"{path} was changed after it was recorded: its checksum does not fit; {again}")
@@ -92,10 +117,13 @@ def verify(experiment: Experiment, contents: dict[str, Any]) -> None:
     """
     trials = trials_of(contents)
     seeds = sorted({trial.seed for trial in trials})
-    judged = [claim.record(claim.judge(trials, seeds)) for claim in experiment.claims]
+    try:
+        judged = json.loads(json.dumps([claim.record(claim.judge(trials, seeds)) for claim in experiment.claims]))
+    except ValueError as error:
+        raise ResultsError(f"{contents['paper']} at {contents['scale']} cannot be judged: {error}") from error
     for now, then in zip(judged, contents["claims"], strict=False):
-        if json.loads(json.dumps(now)) != then:
-            changed = [key for key in now if json.loads(json.dumps(now[key])) != then.get(key)]
+        if now != then:
+            changed = [key for key in now | then if now.get(key) != then.get(key)]
             raise ResultsError(
                 f"{contents['paper']} at {contents['scale']}: claim {now['id']} was recorded with another "
                 f"{', '.join(changed)} than it has now"

@@ -1,10 +1,10 @@
 """The runner: trials as processes, with one thread each, shown while they run."""
 
+import contextlib
 import dataclasses
 import json
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from .claims import Finding, TrialResult
 from .experiment import Experiment, Scale, ScaleName
 from .trial import Record, Task, digest, run_trial
 
-# A worker that dies takes the pool with it, and innocent trials too: only one that was running each time is to blame.
+# A worker that dies takes the pool with it, and innocent trials too. Those that had begun are tried again by
+# themselves, and one that dies then is to blame.
 _ATTEMPTS = 2
 
 
@@ -176,14 +177,15 @@ def run(
     progress = Progress(tasks)
     if watch is not None:
         watch(progress)
-    for record in _run_all(tasks, min(workers, len(tasks)), fresh):
-        progress.records.append(record)
-        if watch is not None:
-            watch(progress)
+    with contextlib.closing(_run_all(tasks, min(workers, len(tasks)), fresh)) as records:
+        for record in records:
+            progress.records.append(record)
+            if watch is not None:
+                watch(progress)
     return Run(experiment, scale_name, scale, all_seeds, tuple(progress.records), device, own)
 
 
-def _run_all(tasks: list[Task], workers: int, fresh: bool) -> Iterator[Record]:
+def _run_all(tasks: list[Task], workers: int, fresh: bool) -> Generator[Record, None, None]:
     """Run trials in processes; yield each as it ends, and survive the death of a worker."""
     from joblib import Parallel, delayed, parallel_config
     from joblib.externals.loky import get_reusable_executor
@@ -192,28 +194,35 @@ def _run_all(tasks: list[Task], workers: int, fresh: bool) -> Iterator[Record]:
     waiting = {task.name: task for task in tasks}
     deaths = dict.fromkeys(waiting, 0)
     while waiting:
-        began = time.time()
+        suspects = [task for name, task in waiting.items() if deaths[name]]
+        now = [task for name, task in waiting.items() if not deaths[name]] or suspects[:1]
+        begun_before = {task.name: _begun_at(task) for task in now}
         try:
             with parallel_config(backend="loky", inner_max_num_threads=1):
-                parallel = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1, pre_dispatch="all")
-                for record in parallel(delayed(run_trial)(task, fresh) for task in waiting.values()):
+                parallel: Any = Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch="all")
+                # What died had begun: it continues from its checkpoint, also under `fresh`.
+                for record in parallel(delayed(run_trial)(task, fresh and not deaths[task.name]) for task in now):
                     del waiting[f"{record.arm}, seed {record.seed}"]
                     yield record
         except TerminatedWorkerError as error:
-            # What had begun is in a folder touched since; it continues from its checkpoint, also under `fresh`.
-            fresh = False
-            for name, task in list(waiting.items()):
-                if _touched_since(task.folder, began):
-                    deaths[name] += 1
-                    if deaths[name] >= _ATTEMPTS:
-                        del waiting[name]
-                        reason = str(error).splitlines()[0]
-                        log = task.folder / "log.txt"
-                        yield Record(task.arm, task.seed, "failed", error=f"its process died: {reason}", log=log)
+            left = [task for task in now if task.name in waiting]
+            # Where none had begun, a worker died of what it was given.
+            for task in [task for task in left if _begun_at(task) not in (None, begun_before[task.name])] or left:
+                deaths[task.name] += 1
+                if deaths[task.name] >= _ATTEMPTS:
+                    del waiting[task.name]
+                    reason = str(error).splitlines()[0]
+                    log = task.folder / "log.txt"
+                    yield Record(task.arm, task.seed, "failed", error=f"its process died: {reason}", log=log)
         except BaseException:
-            get_reusable_executor().shutdown(wait=False, kill_workers=True)
+            pool = get_reusable_executor(reuse=True)  # pyright: ignore[reportArgumentType]
+            pool.shutdown(wait=False, kill_workers=True)
             raise
 
 
-def _touched_since(folder: Path, moment: float) -> bool:
-    return (folder / "environment.json").exists() and (folder / "environment.json").stat().st_mtime >= moment - 1
+def _begun_at(task: Task) -> int | None:
+    """Give when a trial last began, in nanoseconds of its folder's clock; None where it never did."""
+    try:
+        return (task.folder / "environment.json").stat().st_mtime_ns
+    except FileNotFoundError:
+        return None

@@ -89,7 +89,8 @@ class Context:
         self.fabric: Any = Fabric(accelerator=task.device, devices=1, precision=task.precision)  # pyright: ignore[reportArgumentType]
         self.checkpoint = Checkpoint(task.folder / "checkpoint.safetensors", task.checkpoint_seconds)
         self.costs: dict[str, float] = {}
-        self._curve = (task.folder / "curve.jsonl").open("a", encoding="utf-8")
+        # Line by line, so that a killed trial leaves no half of a line before those that the next attempt adds.
+        self._curve = (task.folder / "curve.jsonl").open("a", encoding="utf-8", buffering=1)
         self._progress = task.folder / "progress.json"
         self._shown = 0.0
         self._began = time.perf_counter()
@@ -104,7 +105,6 @@ class Context:
         now = time.monotonic()
         if now - self._shown > 0.5 or step == steps:
             self._shown = now
-            self._curve.flush()
             shown = {"step": step, "steps": steps, "loss": values.get("loss"), "seconds": self.seconds}
             _write_whole(self._progress, shown)
 
@@ -130,32 +130,44 @@ def run_trial(task: Task, fresh: bool = False) -> Record:
     import torch
 
     torch.set_num_threads(1)
-    task.folder.mkdir(parents=True, exist_ok=True)
+    task.folder.parent.mkdir(parents=True, exist_ok=True)
     waited = time.time()
     with FileLock(task.folder.with_name(task.folder.name + ".lock")):
         result_path, log_path = task.folder / "result.json", task.folder / "log.txt"
+        task.folder.mkdir(exist_ok=True)
         if fresh and not (result_path.exists() and result_path.stat().st_mtime > waited):
             shutil.rmtree(task.folder)
             task.folder.mkdir()
-        if result_path.exists():
-            result = TrialResult(**json.loads(result_path.read_text(encoding="utf-8")))
+        if (result := _kept_result(result_path)) is not None:
             return Record(task.arm, task.seed, "finished", result, log=log_path, reused=True)
-        _write_whole(task.folder / "config.json", {"arm": task.arm, "seed": task.seed, "config": as_json(task.config)})
-        _write_whole(task.folder / "environment.json", environment(task.device))
-        # Line by line, so that the log of a killed trial has all that it said.
-        with (
-            log_path.open("a", encoding="utf-8", buffering=1) as log,
-            contextlib.redirect_stdout(log),
-            contextlib.redirect_stderr(log),
-        ):
-            try:
-                result = _run(task)
-                _write_whole(result_path, dataclasses.asdict(result))
-            except Exception as error:
-                traceback.print_exc()
-                return Record(task.arm, task.seed, "failed", error=f"{type(error).__name__}: {error}", log=log_path)
+        try:
+            config = {"arm": task.arm, "seed": task.seed, "config": as_json(task.config)}
+            _write_whole(task.folder / "config.json", config)
+            _write_whole(task.folder / "environment.json", environment(task.device))
+            # Line by line, so that the log of a killed trial has all that it said.
+            with (
+                log_path.open("a", encoding="utf-8", buffering=1) as log,
+                contextlib.redirect_stdout(log),
+                contextlib.redirect_stderr(log),
+            ):
+                try:
+                    result = _run(task)
+                    _write_whole(result_path, dataclasses.asdict(result))
+                except BaseException:
+                    traceback.print_exc()
+                    raise
+        except (Exception, SystemExit) as error:
+            return Record(task.arm, task.seed, "failed", error=f"{type(error).__name__}: {error}", log=log_path)
         (task.folder / "checkpoint.safetensors").unlink(missing_ok=True)
         return Record(task.arm, task.seed, "finished", result, log=log_path)
+
+
+def _kept_result(path: Path) -> TrialResult | None:
+    """Read an earlier result; None where there is none, or none that can be read."""
+    try:
+        return TrialResult(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 def _run(task: Task) -> TrialResult:
@@ -208,11 +220,14 @@ def digest(task: Task) -> str:
 
 @cache
 def code_digest(module: str) -> str:
-    """Hash the source of a module and of everything of this project that it imports.
+    """Hash the source of a module and of everything of its package and of this project that it imports.
 
     `evidence` judges trials and takes no part in them, so of it only this file counts.
+
+    Raises:
+        ValueError: the module has no file, so that its results could not be told from those of other code.
     """
-    package = __name__.split(".")[0]
+    packages = {name.split(".")[0] for name in (module, __name__)}
     skipped = __name__.rsplit(".", 1)[0]
     waiting, files = [module, __name__], {}
     while waiting:
@@ -221,19 +236,25 @@ def code_digest(module: str) -> str:
             continue
         source = _source(name)
         if source is None:
+            if name == module:
+                raise ValueError(
+                    f"the code of {module} is in no file, so a change of it would go unseen: put it in one"
+                )
             continue
         files[name] = source.read_bytes()
+        # Importing a module runs the packages around it.
+        waiting += [name.rsplit(".", count)[0] for count in range(1, name.count(".") + 1)]
         is_package = source.name == "__init__.py"
         for node in ast.walk(ast.parse(files[name])):
             if isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names if alias.name.split(".")[0] == package]
+                waiting += [alias.name for alias in node.names if alias.name.split(".")[0] in packages]
             elif isinstance(node, ast.ImportFrom):
                 base = node.module or ""
                 if node.level:
                     parts = name.split(".")
                     parts = parts[: len(parts) - node.level + is_package]
                     base = ".".join([*parts, *([node.module] if node.module else [])])
-                if base.split(".")[0] == package:
+                if base.split(".")[0] in packages:
                     waiting += [base, *(f"{base}.{alias.name}" for alias in node.names)]
     whole = hashlib.sha256()
     for name in sorted(files):

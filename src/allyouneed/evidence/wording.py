@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, get_args
 
-from .claims import Bounds, Verdict
+from .claims import Verdict
 
 NONE = "–"
 """Stands where there is no number."""
@@ -66,32 +66,27 @@ def number(value: float | None) -> str:
     return fixed(value, max(0, 3 - exponent + shift), shift, strip=True) + power(shift)
 
 
-def estimate(measured: float, low: float, high: float, bounds: Bounds = (None, None)) -> str:
+def column(values: Sequence[float | None]) -> list[str]:
+    """Write the numbers of a table's column, with the same decimals where they are of one size."""
+    texts = [number(value) for value in values]
+    numbers = [value for value in values if value]
+    if any(not re.fullmatch(r"−?[\d,.]+|–", text) for text in texts) or not numbers:
+        return texts
+    exponents = [exponent_of(value) for value in numbers]
+    if max(exponents) - min(exponents) > 2:
+        return texts
+    decimals = max(len(text.partition(".")[2]) for text in texts)
+    return [text if value is None else fixed(value, decimals) for text, value in zip(texts, values, strict=True)]
+
+
+def estimate(measured: float, low: float, high: float, bounds: Sequence[float | None] = (None, None)) -> str:
     """Write a measurement and its interval, such as "0.994 [0.991, 0.997]", all with the same decimals.
 
     The half-width has two significant digits, the largest number at least three; more where an end would otherwise
     read as a bound of the claim that it does not touch.
     """
-    values = (measured, low, high)
-    exponent = exponent_of(max(map(abs, values)))
-    half_width = high / 2 - low / 2
-    shift = shift_of(exponent)
-    enough = max(2 - exponent, 1 - exponent_of(half_width)) if half_width else 3 - exponent
-    fewest = max(0, min(enough, _MOST_DIGITS - 1 - exponent) + shift)
-    touching = [(end, bound) for end in (low, high) for bound in bounds if bound is not None and end != bound]
-    decimals = next(
-        (
-            more
-            for more in range(fewest, max(fewest, _MOST_DIGITS - 1 - exponent + shift) + 1)
-            if all(fixed(end, more, shift) != fixed(bound, more, shift) for end, bound in touching)
-        ),
-        fewest,
-    )
-    texts = [fixed(value, decimals, shift) for value in values]
-    while all("." in text and text.endswith("0") for text in texts):
-        texts = [text[:-1].removesuffix(".") for text in texts]
-    comma = "; " if any("," in text for text in texts) else ", "
-    return f"{texts[0]} [{texts[1]}{comma}{texts[2]}]{power(shift)}"
+    text, interval, factor = _aligned(measured, low, high, bounds)
+    return f"{text} {interval}{factor}"
 
 
 def outcome(claim: Mapping[str, Any]) -> str:
@@ -103,13 +98,13 @@ def outcome(claim: Mapping[str, Any]) -> str:
     if measured is None or interval is None:
         return number(measured)
     low, high = interval
-    if claim["kind"] == "exact":
-        if low == high:
-            return f"{number(measured)} in every trial"
-        worst, spread = estimate(measured, low, high, claim["bounds"]).split(" ", 1)
-        return f"at worst {worst + power_of(spread)}, all in {spread}"
-    text = estimate(measured, low, high, claim["bounds"])
-    return text if claim["confidence"] == 0.95 else f"{text} at {confidence(claim)}"
+    if claim["kind"] != "exact":
+        text = estimate(measured, low, high, claim["bounds"])
+        return text if claim["confidence"] == 0.95 else f"{text} at {confidence(claim)}"
+    if low == high:
+        return f"{number(measured)} in every trial"
+    worst, spread, factor = _aligned(measured, low, high, claim["bounds"])
+    return f"worst {worst}{factor}, all in {spread}{factor}"
 
 
 def confidence(claim: Mapping[str, Any]) -> str:
@@ -181,3 +176,27 @@ def fixed(value: float, decimals: int, shift: int = 0, strip: bool = False) -> s
     if strip and "." in text:
         text = text.rstrip("0").rstrip(".")
     return text.lstrip("-") if not re.search("[1-9]", text) else text.replace("-", "−")
+
+
+def _aligned(measured: float, low: float, high: float, bounds: Sequence[float | None]) -> tuple[str, str, str]:
+    """Write a measurement and its interval with the same decimals, and the power of ten that both are times."""
+    exponent = exponent_of(max(abs(measured), abs(low), abs(high)))
+    shift = shift_of(exponent)
+    half_width = high / 2 - low / 2
+    enough = max(2 - exponent, 1 - exponent_of(half_width)) if half_width else 3 - exponent
+    most = max(0, _MOST_DIGITS - 1 - exponent + shift)
+    fewest = min(most, max(0, enough + shift))
+    apart = [(end, bound) for end in (low, high) for bound in bounds if bound is not None and end != bound]
+    decimals = next(
+        (
+            count
+            for count in range(fewest, most + 1)
+            if all(fixed(end, count, shift) != fixed(bound, count, shift) for end, bound in apart)
+        ),
+        fewest,
+    )
+    texts = [fixed(value, decimals, shift) for value in (measured, low, high)]
+    while all("." in text and text.endswith("0") for text in texts):
+        texts = [text[:-1].removesuffix(".") for text in texts]
+    comma = "; " if any("," in text for text in texts) else ", "
+    return texts[0], f"[{texts[1]}{comma}{texts[2]}]", power(shift)

@@ -50,10 +50,12 @@ def attention_pattern(
         device: where to build the mask.
 
     Raises:
-        ValueError: more queries than keys.
+        ValueError: more queries than keys, or `present` of another number of keys.
     """
     if queries > keys:
         raise ValueError(f"{queries} queries over {keys} keys: the queries must be the last of the keys")
+    if present is not None and present.shape[1] != keys:
+        raise ValueError(f"`present` tells of {present.shape[1]} tokens, but there are {keys} keys")
     key_slots = torch.arange(keys, device=device)
     query_slots = key_slots[keys - queries :]
     bias = scheme.bias(query_slots, key_slots)

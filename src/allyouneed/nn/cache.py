@@ -75,19 +75,23 @@ class KeyValueCache:
         """Count the tokens held for each sequence, padding included."""
         return self.layers[0].length
 
-    def note(
+    def joined(
         self, present: Bool[Tensor, "batch new"] | None, batch: int, new: int, device: torch.device
     ) -> Bool[Tensor, "batch keys"] | None:
-        """Take down which of the new tokens are padding; return it for all tokens, None where none ever was.
+        """Say which tokens are present, those held and the new ones after them; None where none is padding.
 
-        To be called before the layers append the new tokens.
+        Nothing is noted yet: `present` is set to it when the layers have taken the new tokens in.
+
+        Raises:
+            ValueError: another batch than before.
         """
         if present is None and self.present is None:
             return None
         earlier = self.present
+        if earlier is not None and earlier.shape[0] != batch:
+            raise ValueError(f"the cache holds a batch of {earlier.shape[0]}, not of {batch}")
         if earlier is None:
             earlier = torch.ones(batch, len(self), dtype=torch.bool, device=device)
         if present is None:
             present = torch.ones(batch, new, dtype=torch.bool, device=device)
-        self.present = torch.cat((earlier, present), dim=1)
-        return self.present
+        return torch.cat((earlier, present), dim=1)

@@ -88,7 +88,7 @@ class Decoder(nn.Module):
             raise ValueError("a decoder was given sequences of no tokens; it needs at least one")
         earlier = 0 if cache is None else len(cache)
         if cache is not None:
-            present = cache.note(present, batch, length, tokens.device)
+            present = cache.joined(present, batch, length, tokens.device)
         if present is None:
             positions = torch.arange(earlier, earlier + length, device=tokens.device)[None]
         else:
@@ -106,6 +106,8 @@ class Decoder(nn.Module):
         hidden = self.dropout(self.positions.embed(embeddings, positions))
         for index, block in enumerate(self.blocks):
             hidden = block(hidden, pattern, cache=None if cache is None else cache.layers[index])
+        if cache is not None:
+            cache.present = present
         return self.norm(hidden)
 
     def logits(self, hidden: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes vocabulary"]:

@@ -21,16 +21,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         low_hidden, low_weight = hidden.to(dtype), weight.to(dtype)
-        total = hidden.new_zeros((), dtype=torch.float32)
+        wide = torch.promote_types(dtype, torch.float32)
+        total = hidden.new_zeros((), dtype=wide)
         hidden_gradient = torch.empty_like(low_hidden) if needs_gradient else None
-        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if needs_gradient else None
+        weight_gradient = torch.zeros_like(weight, dtype=wide) if needs_gradient else None
         with torch.autocast(device, enabled=False):
             for start in range(0, len(hidden), _TOKENS_AT_A_TIME):
                 chunk = slice(start, start + _TOKENS_AT_A_TIME)
                 chosen = targets[chunk]
                 counted = chosen != ignored
-                index = chosen.where(counted, 0)[:, None]
-                logits = F.linear(low_hidden[chunk], low_weight).float()
+                index = chosen.where(counted, 0).long()[:, None]
+                logits = F.linear(low_hidden[chunk], low_weight).to(wide)
                 logits -= logits.amax(-1, keepdim=True)
                 chosen_logits = logits.gather(1, index)
                 exponentials = logits.exp_()
@@ -65,7 +66,7 @@ def linear_cross_entropy(
     """Sum the cross-entropies, in nats, of the targets under the logits `hidden @ weight.T`.
 
     Equal to `cross_entropy(hidden @ weight.T, targets, reduction="sum")`, in less time and memory: logits exist for a
-    few hundred tokens at a time. The softmax is computed in 32 bits whatever the precision of the matrices.
+    few hundred tokens at a time. The softmax is computed in 32 bits or more, whatever the precision of the matrices.
 
     Args:
         hidden: the vectors before the output map.
@@ -74,6 +75,8 @@ def linear_cross_entropy(
         ignored: the target of positions that do not count.
     """
     needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    total = _LinearCrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten(), ignored, needs_gradient)
+    total = _LinearCrossEntropy.apply(
+        hidden.reshape(-1, hidden.shape[-1]), weight, targets.flatten(), ignored, needs_gradient
+    )
     assert isinstance(total, Tensor)
     return total

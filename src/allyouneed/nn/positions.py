@@ -55,6 +55,14 @@ class PositionScheme(nn.Module):
         return None
 
 
+def _frequencies(width: int, base: float, device: torch.device) -> Float[Tensor, " pairs"]:
+    """Give the angle by which each pair of coordinates turns from a position to the next.
+
+    Worked out at each call: a buffer would be rounded with the weights when a model is cast to 16 bits.
+    """
+    return 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float32, device=device) / width)
+
+
 class LearnedPositions(PositionScheme):
     """A learned vector for each position, added to the token embeddings (Gehring et al. 2017; GPT, BERT).
 
@@ -98,15 +106,14 @@ class SinusoidalPositions(PositionScheme):
         super().__init__()
         if width % 2:
             raise ValueError(f"sinusoidal positions come in pairs of sine and cosine: width {width} is odd")
-        self.frequencies: Tensor
-        frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.width = width
+        self.base = base
 
     def embed(
         self, embeddings: Float[Tensor, "batch length width"], positions: Int[Tensor, "#batch length"]
     ) -> Float[Tensor, "batch length width"]:
-        """Add sin(position · frequency) in even coordinates and the cosine in odd ones."""
-        angles = positions.unsqueeze(-1) * self.frequencies
+        """Add sin(position · frequency) in even coordinates and the cosine in odd ones, computed in 32 bits."""
+        angles = positions.unsqueeze(-1).float() * _frequencies(self.width, self.base, positions.device)
         waves = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
         return embeddings + waves.to(embeddings.dtype)
 
@@ -131,12 +138,11 @@ class RotaryPositions(PositionScheme):
                 f"rotary positions turn an even number of coordinates between 2 and the head's width {head_width}, "
                 f"not {rotated}"
             )
-        self.frequencies: Tensor
-        frequencies = base ** (-torch.arange(0, rotated, 2, dtype=torch.float32) / rotated)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.rotated = rotated
+        self.base = base
 
     def rotation(self, positions: Int[Tensor, "#batch length"]) -> Rotation:
         """Give the rotation at these positions; angles are computed in 32 bits whatever the model's precision."""
-        angles = positions.unsqueeze(-1).float() * self.frequencies.float()
+        angles = positions.unsqueeze(-1).float() * _frequencies(self.rotated, self.base, positions.device)
         angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
         return Rotation(angles.cos(), angles.sin())

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .sampling import Sampling, sample
 
 
+@runtime_checkable
 class LanguageModel(Protocol):
     """What `generate` asks of a model: a torch module such as `nn.Decoder`, causal, and blind to what is not present.
 
@@ -65,10 +66,10 @@ def generate(
 ) -> list[list[int]]:
     """Continue each prompt, and return what was added to it.
 
-    Prompts may differ in length. A row's tokens do not depend on the other prompts, but for rounding in the model:
-    shorter ones are padded on the left with tokens that are not present, and each row draws from a generator of its own,
-    seeded by `seed` and the row's number. The model is in evaluation mode during the call, and afterwards in the mode
-    that it was in before.
+    Prompts may differ in length: shorter ones are padded on the left with tokens that are not present, and each row
+    draws from a generator of its own, seeded by `seed` and the row's number. So a row's tokens do not depend on the
+    other prompts, but for rounding in the model. The model is in evaluation mode during the call, and afterwards in the
+    mode that it was in before.
 
     Args:
         model: gives the logits.

@@ -116,13 +116,10 @@ def _keep_top_k(logits: Float32[Tensor, "batch vocabulary"], k: int) -> Float32[
 
 
 def _keep_top_p(logits: Float32[Tensor, "batch vocabulary"], p: float) -> Float32[Tensor, "batch vocabulary"]:
-    if p == 1:
-        # Rounding in the sum would hold back the least likely tokens.
-        return logits
     # Stable, so that of tokens that tie the first is kept, as greedy keeps it.
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    chances = ordered.softmax(-1)
-    before = chances.cumsum(-1) - chances
-    held_back = before >= p
+    # Summed from the least likely token up: near a sum of 1, rounding would swallow the rare ones.
+    from_here_on = ordered.softmax(-1).flip(-1).cumsum(-1).flip(-1)
+    held_back = from_here_on <= 1 - p
     held_back[:, 0] = False
     return logits.masked_fill(held_back.scatter(1, order, held_back), -torch.inf)

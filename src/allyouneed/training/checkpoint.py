@@ -1,5 +1,6 @@
 """Checkpoints of a training under way: one safetensors file with all that the next step depends on."""
 
+import contextlib
 import json
 import random
 import time
@@ -63,13 +64,14 @@ class Checkpoint:
         }
         # Tied weights are one storage under two names, which the format refuses: each gets its own copy.
         tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(self.path.name + ".new")
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, temporary, metadata={"state": json.dumps(plain)})
             temporary.replace(self.path)
         except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             megabytes = sum(value.nbytes for value in tensors.values()) / 1e6
             kept = "the checkpoint before it is kept" if self.path.exists() else "there is none before it"
             raise CheckpointError(
@@ -145,5 +147,6 @@ def _restore_random_state(tensors: dict[str, Tensor], plain: dict[str, Any]) -> 
     keys = tensors["numpy"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, position, has_gauss, cached))
     if torch.cuda.is_available():
-        states = [tensors[name] for name in sorted(tensors) if name.startswith("cuda")]
-        torch.cuda.set_rng_state_all(states[: torch.cuda.device_count()])
+        for index in range(torch.cuda.device_count()):
+            if (state := tensors.get(f"cuda{index}")) is not None:
+                torch.cuda.set_rng_state(state, index)

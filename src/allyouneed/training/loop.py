@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from allyouneed.nn import Decoder, linear_cross_entropy
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, CheckpointError
 from .schedules import Constant, Schedule
 
 Batch = Any
@@ -125,7 +125,8 @@ def train(
 
     Raises:
         DivergedError: a loss or a gradient that is not finite.
-        CheckpointError: as `Checkpoint` says.
+        CheckpointError: as `Checkpoint` says, or a checkpoint of a longer training.
+        ValueError: a batch without targets, or of fewer rows than parts.
     """
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     optimizer = torch.optim.AdamW(
@@ -136,6 +137,11 @@ def train(
     start = 0
     if checkpoint is not None and (progress := checkpoint.load(model, optimizer.optimizer)) is not None:
         start = progress["step"]
+        if start > config.steps:
+            raise CheckpointError(
+                f"{checkpoint.path} is at step {start}, beyond the {config.steps} of this training. "
+                "Delete it to start anew"
+            )
         losses[:start], step_seconds[:start] = progress["losses"], progress["step_seconds"]
 
     def save(step: int) -> None:
@@ -170,14 +176,20 @@ def _step(objective: Any, optimizer: Any, batch: Batch, config: TrainingConfig, 
             part_total, part_count = objective(part)
             fabric.backward(part_total)
         total, count = total + part_total.detach(), count + part_count
+    if float(count) == 0:
+        raise ValueError("a batch has no targets, so its loss has no mean")
     mean = float(total) / float(count)
     if not math.isfinite(mean):
         raise DivergedError(f"the loss is {mean}: try a lower learning rate than {config.learning_rate}")
     gradients = [p.grad for p in objective.parameters() if p.grad is not None]
     for gradient in gradients:
         gradient.mul_(1.0 / float(count))
-    if config.clip is not None:
-        fabric.clip_gradients(objective, optimizer, max_norm=config.clip, error_if_nonfinite=True)
+    largest = math.inf if config.clip is None else config.clip
+    norm = fabric.clip_gradients(objective, optimizer, max_norm=largest, error_if_nonfinite=False)
+    if norm is not None and not math.isfinite(norm):
+        raise DivergedError(
+            f"the gradient's norm is {float(norm)}: try a lower learning rate than {config.learning_rate}"
+        )
     optimizer.step()
     return mean
 

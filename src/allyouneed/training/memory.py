@@ -1,17 +1,22 @@
 """Memory measured exactly, where a device does not count it itself."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+# The profiler reads this at its first start; with a lower level it prints two lines to stderr at every use.
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+
 
 def peak_tensor_bytes(work: Callable[[], object], device: torch.device | str = "cpu") -> int:
     """Give the most bytes of tensors that `work` held at once, beyond those that existed before.
 
     On a GPU the caching allocator counts. On a CPU the profiler's record of allocations is added up, which depends on
-    the work alone and repeats exactly; the process's resident memory depends on the allocator and on the past.
+    the work alone and repeats exactly; the process's resident memory depends on the allocator and on the past. Tensors
+    of before that `work` frees make room for others on a GPU; on a CPU they do not count.
 
     Args:
         work: run once.

@@ -40,15 +40,13 @@ class ALiBi(PositionScheme):
         heads: number of attention heads, each with a slope of its own; any count.
     """
 
-    slopes: Tensor
-
     def __init__(self, heads: int):
         super().__init__()
-        self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
+        self.slopes = alibi_slopes(heads)  # Not a buffer: cast to 16 bits with a model, slopes would be rounded.
 
     def bias(
         self, query_positions: Int[Tensor, " queries"], key_positions: Int[Tensor, " keys"]
     ) -> Float[Tensor, "heads queries keys"]:
         """Give the bias of every query and key: zero at distance zero, falling linearly from there."""
         distance = (query_positions[:, None] - key_positions).abs()
-        return -self.slopes.float()[:, None, None] * distance
+        return -self.slopes.to(distance.device)[:, None, None] * distance
