@@ -35,6 +35,8 @@ class SampleConfig:
         behaviour: "count" is done at once, "learn" trains a network, "wait" takes some seconds.
         size: any number; the "size" metric.
         steps: of the training.
+        python_noise: whether Python's own generator takes part. Not where runs with and without the checks of types
+            are compared: the checks draw from it, to choose which item of a list they look at.
         seconds: of the waiting.
         marks: a file that is given a line by each trial that begins.
     """
@@ -42,6 +44,7 @@ class SampleConfig:
     behaviour: Literal["count", "learn", "wait", "fail", "exit", "kill", "kill once"] = "count"
     size: float = 1.0
     steps: int = 30
+    python_noise: bool = False
     seconds: float = 0.0
     marks: str = ""
 
@@ -64,12 +67,14 @@ def trial(config: SampleConfig, context: Context) -> Mapping[str, float]:
     context.costs["process"] = os.getpid()
     return {
         "size": config.size + context.seed,
-        "torch_draw": float(torch.rand((), dtype=torch.float64)),
-        "python_draw": random.random(),
-        "numpy_draw": float(np.random.random()),
         "threads": torch.get_num_threads(),
         "threads_allowed": float(os.environ.get("OMP_NUM_THREADS", "nan")),
-    }
+    } | _draws(config)
+
+
+def _draws(config: SampleConfig) -> dict[str, float]:
+    draws = {"torch_draw": float(torch.rand((), dtype=torch.float64)), "numpy_draw": float(np.random.random())}
+    return draws | ({"python_draw": random.random()} if config.python_noise else {})
 
 
 def _mark(config: SampleConfig, line: str) -> bool:
@@ -94,7 +99,9 @@ def _learn(config: SampleConfig, context: Context) -> Mapping[str, float]:
     model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.GELU(), nn.Linear(16, 1))
 
     def loss(model: nn.Module, batch: Tensor) -> Loss:
-        noise = torch.from_numpy(np.random.standard_normal(batch.shape)).float() + random.random()
+        noise = torch.from_numpy(np.random.standard_normal(batch.shape)).float()
+        if config.python_noise:
+            noise += random.gauss()
         return Loss((model(batch + noise) - batch.sum(1, keepdim=True)).square().sum(), len(batch))
 
     def batches(step: int) -> Tensor:
@@ -116,11 +123,8 @@ def _learn(config: SampleConfig, context: Context) -> Mapping[str, float]:
     return {
         "loss": float(result.losses[-1]),
         "losses": float(result.losses.double().sum()),
-        "weights": float(sum(p.double().sum() for p in model.parameters())),
-        "torch_draw": float(torch.rand((), dtype=torch.float64)),
-        "python_draw": random.random(),
-        "numpy_draw": float(np.random.random()),
-    }
+        "weights": sum(float(p.detach().double().sum()) for p in model.parameters()),
+    } | _draws(config)
 
 
 def steps_logged(folder: Path) -> list[int]:

@@ -15,7 +15,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from allyouneed.evidence import Progress, Run, SettingError, plan, run, runs_folder
@@ -57,7 +59,9 @@ def metrics(finished: Run) -> dict[tuple[str, int], dict[str, float]]:
 
 def folders(finished: Run) -> dict[str, Path]:
     """Give each arm's folder, where there is one seed."""
-    return {arm: next(path for path in (finished.folder / arm).iterdir() if path.is_dir()) for arm in finished.scale.arms}
+    return {
+        arm: next(path for path in (finished.folder / arm).iterdir() if path.is_dir()) for arm in finished.scale.arms
+    }
 
 
 def wait_until(happened: Callable[[], bool], process: "subprocess.Popen[str] | None" = None) -> None:
@@ -347,7 +351,7 @@ def test_the_same_trial_gives_the_same_metrics_alone_and_among_workers(tmp_path:
     assert metrics(alone) == metrics(again) == metrics(among)
     # Another seed is another trial, and nothing of one trial's randomness reaches the next.
     assert len({result.metrics["torch_draw"] for result in alone.trials if result.arm == "one"}) == 2
-    draws = [result.metrics["python_draw"] for result in alone.trials if result.seed == 0]
+    draws = [result.metrics["numpy_draw"] for result in alone.trials if result.seed == 0]
     assert draws[0] != draws[2]
     counted = [result for result in among.trials if result.arm == "three"]
     assert [(result.metrics["threads"], result.metrics["threads_allowed"]) for result in counted] == [(1, 1), (1, 1)]
@@ -357,7 +361,7 @@ def test_the_same_trial_gives_the_same_metrics_alone_and_among_workers(tmp_path:
 def test_what_happened_in_the_process_before_changes_nothing(tmp_path: Path) -> None:
     arms = {"one": SampleConfig("learn")}
     first = run(experiment(arms), folder=tmp_path / "first", workers=1)
-    sample.torch.rand(5), sample.np.random.random(5), sample.random.random()
+    torch.rand(5), torch.randn(1), np.random.standard_normal(5)
     assert metrics(run(experiment(arms), folder=tmp_path / "second", workers=1)) == metrics(first)
 
 
@@ -371,10 +375,11 @@ def test_a_run_that_is_stopped_continues_and_ends_in_the_same_bits(
     """SIGKILL takes the whole group at once, in the middle of training; SIGINT is what Ctrl-C sends to it."""
     arms = {
         "done": SampleConfig(marks=str(marked)),
-        "one": SampleConfig("learn", steps=40, marks=str(marked)),
-        "two": SampleConfig("learn", steps=41, marks=str(marked)),
+        "one": SampleConfig("learn", steps=40, python_noise=True, marks=str(marked)),
+        "two": SampleConfig("learn", steps=41, python_noise=True, marks=str(marked)),
     }
-    whole = run(experiment({arm: arms[arm] for arm in ("one", "two")}), folder=tmp_path / "whole", workers=1)
+    # In workers, where types are not checked: see `python_noise`.
+    whole = run(experiment({arm: arms[arm] for arm in ("one", "two")}), folder=tmp_path / "whole", workers=2)
     marked.unlink()
 
     # Trials of more than a second, in two workers under SIGINT, in the run's own process under SIGKILL.
@@ -405,7 +410,7 @@ def test_a_run_that_is_stopped_continues_and_ends_in_the_same_bits(
         workers_then = [int(mark.split()[2]) for mark in marks(marked)]
         wait_until(lambda: not any(map(sample.is_running, workers_then)))
 
-    continued = run(experiment(arms), folder=tmp_path / "runs", workers=1)
+    continued = run(experiment(arms), folder=tmp_path / "runs", workers=2)
     assert [record.arm for record in continued.records if record.reused] == ["done"]
     found = metrics(continued)
     assert {key: found[key] for key in metrics(whole)} == metrics(whole)
@@ -562,9 +567,7 @@ def test_bars_stay_on_the_terminal_and_out_of_the_logs(
     """A trial in the run's own process sends what it prints to its log, while the bars go on."""
     monkeypatch.setenv("TERM", "xterm")
     with display(Console(force_terminal=True)) as watch:
-        finished = run(
-            experiment({"one": SampleConfig("wait", seconds=1.5)}), folder=tmp_path, workers=1, watch=watch
-        )
+        finished = run(experiment({"one": SampleConfig("wait", seconds=1.5)}), folder=tmp_path, workers=1, watch=watch)
     shown = capsys.readouterr().out
     assert "1/1 trials" in shown
     assert "says hello" not in shown

@@ -1,14 +1,17 @@
 """Checkpoints: nothing that was trained is lost, and nothing that is not a checkpoint is taken for one."""
 
+import contextlib
 import errno
+import multiprocessing
+import os
 import pickle
 import random
 import signal
 import subprocess
-import sys
-import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -64,7 +67,7 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 CONFIG = TrainingConfig(9, 1e-2, schedule=Cosine(warmup=2), accumulate=2)
 
 
-class Interrupted(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -77,7 +80,7 @@ class TestResume:
 
         def batches(step: int) -> Tensor:
             if step == stop:
-                raise Interrupted
+                raise StoppedError
             return drawn(step)
 
         kept = None if path is None else Checkpoint(path, every_seconds=0)
@@ -87,7 +90,7 @@ class TestResume:
     def test_equals_an_uninterrupted_training(self, tmp_path: Path, stops: list[int]):
         expected, result = self.run(None)
         for again, stop in enumerate(stops):
-            with pytest.raises(Interrupted):
+            with pytest.raises(StoppedError):
                 # Other weights and random states at the start show that none of them survives.
                 self.run(tmp_path / "state", stop, seed=again)
         actual, resumed = self.run(tmp_path / "state", seed=99)
@@ -104,7 +107,7 @@ class TestResume:
     def test_without_random_states_it_would_differ(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         """The comparison above can fail: dropout and the loss's noise do depend on the generators."""
         expected, _ = self.run(None)
-        with pytest.raises(Interrupted):
+        with pytest.raises(StoppedError):
             self.run(tmp_path / "state", 4)
         monkeypatch.setattr(checkpoint, "_restore_random_state", lambda *_: None)
         actual, _ = self.run(tmp_path / "state", seed=99)
@@ -117,90 +120,106 @@ class TestResume:
 
 
 CHILD = """
-    import os, random, sys, time
-    from pathlib import Path
-    import numpy as np
-    import torch
-    from torch import nn
-    torch.set_num_threads(1)
-    from safetensors.torch import save_file
-    from allyouneed.nn import Attention, Block, Decoder, FeedForward, PreNorm, SinusoidalPositions
-    from allyouneed.training import Checkpoint, Loss, TrainingConfig, checkpoint, next_token_loss, train
+import os, random, time
+import numpy as np
+import torch
+from torch import nn
+from safetensors.torch import save_file
+from allyouneed.nn import Attention, Block, Decoder, FeedForward, PreNorm, SinusoidalPositions
+from allyouneed.training import Checkpoint, Loss, TrainingConfig, checkpoint, next_token_loss, train
 
-    folder, seed, stop, moment = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
-    block = Block(
-        PreNorm(Attention(16, 4, dropout=0.2), nn.LayerNorm(16), dropout=0.2),
-        PreNorm(FeedForward(16), nn.LayerNorm(16), dropout=0.2),
-    )
-    model = Decoder(17, 16, [block], positions=SinusoidalPositions(16), norm=nn.LayerNorm(16))
-    saves = 0
+torch.set_num_threads(1)
+torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
+block = Block(
+    PreNorm(Attention(16, 4, dropout=0.2), nn.LayerNorm(16), dropout=0.2),
+    PreNorm(FeedForward(16), nn.LayerNorm(16), dropout=0.2),
+)
+model = Decoder(17, 16, [block], positions=SinusoidalPositions(16), norm=nn.LayerNorm(16))
+saves = 0
 
-    def wait_to_be_killed():
-        print("ready", flush=True)
+def save(tensors, path, metadata):
+    global saves
+    saves += 1
+    save_file(tensors, path, metadata)
+    if saves == stop:
+        os.truncate(path, path.stat().st_size // 2)
+        steps.send("writing")
         time.sleep(600)
 
-    def interrupted_save(tensors, path, metadata):
-        global saves
-        saves += 1
-        save_file(tensors, path, metadata)
-        if saves == stop and moment == "write":
-            os.truncate(path, path.stat().st_size // 2)
-            wait_to_be_killed()
+def batches(step):
+    steps.send(step)
+    return torch.randint(17, (4, 9), generator=torch.Generator().manual_seed(step))
 
-    def batches(step):
-        print("step", step, flush=True)
-        return torch.randint(17, (4, 9), generator=torch.Generator().manual_seed(step))
+def loss(model, batch):
+    total, targets = next_token_loss(model, batch)
+    return Loss(total * (1 + 0.1 * random.gauss(0, 1) + 0.1 * np.random.randn()), targets)
 
-    steps = 0
-    def loss(model, batch):
-        global steps
-        steps += 1
-        total, targets = next_token_loss(model, batch)
-        if steps == stop and moment == "step":
-            wait_to_be_killed()
-        return Loss(total * (1 + 0.1 * random.gauss(0, 1) + 0.1 * np.random.randn()), targets)
-
-    checkpoint.save_file = interrupted_save
-    kept = Checkpoint(folder / "state", every_seconds=0)
-    result = train(model, batches, loss, TrainingConfig(12, 1e-2), checkpoint=kept)
-    save_file(model.state_dict() | {"losses": result.losses}, folder / "final")
+checkpoint.save_file = save
+kept = Checkpoint(folder / "state", every_seconds=0)
+result = train(model, batches, loss, TrainingConfig(12, 1e-2), checkpoint=kept)
+save_file(model.state_dict() | {"losses": result.losses}, folder / "final")
 """
 
 
-def start(folder: Path, seed: int, stop: int = 0, moment: str = "never") -> "subprocess.Popen[str]":
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-c", textwrap.dedent(CHILD), str(folder), str(seed), str(stop), moment]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+class Child:
+    """A training in a new process, which sends each step that it begins. It shares nothing with this one or others."""
+
+    def __init__(self, folder: Path, seed: int, stop: int = 0):
+        folder.mkdir(exist_ok=True)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["allyouneed.training", "safetensors.torch"])
+        self.steps, sent = context.Pipe(duplex=False)
+        scope = {"__name__": "child", "folder": folder, "seed": seed, "stop": stop, "steps": sent}
+        self.process = context.Process(target=exec, args=(CHILD, scope), daemon=True)
+        self.process.start()
+        sent.close()
+
+    def next(self) -> int | str:
+        assert self.steps.poll(120), "the child says nothing"
+        return self.steps.recv()
+
+    def kill(self) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.join()
+        assert self.process.exitcode == -signal.SIGKILL
+
+    def finish(self) -> list[int | str]:
+        """Wait for the end; return the steps begun."""
+        begun = []
+        with contextlib.suppress(EOFError):
+            while True:
+                begun.append(self.next())
+        self.process.join()
+        assert self.process.exitcode == 0
+        return begun
 
 
-def finish(child: "subprocess.Popen[str]") -> list[int]:
-    """Wait for the end; return the steps that were taken."""
-    out, err = child.communicate(timeout=120)
-    assert child.returncode == 0, err
-    return [int(line.split()[1]) for line in out.splitlines() if line.startswith("step")]
+class TestKilled:
+    """A process killed at any moment is continued by a new one, and ends in the weights of one that was not."""
 
+    def test_while_a_checkpoint_is_half_written(self, tmp_path: Path):
+        assert Child(tmp_path / "whole", seed=0).finish() == list(range(12))
+        killed = Child(tmp_path / "killed", seed=0, stop=6)
+        assert [killed.next() for _ in range(7)] == [0, 1, 2, 3, 4, 5, "writing"]
+        killed.kill()
+        assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["state", "state.new"]
+        # Five checkpoints were whole, so the sixth step is taken again.
+        assert Child(tmp_path / "killed", seed=7).finish() == list(range(5, 12))
+        assert_same(load_file(tmp_path / "killed" / "final"), load_file(tmp_path / "whole" / "final"))
+        assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["final", "state"]
 
-def test_killed_processes_are_continued_by_new_ones(tmp_path: Path):
-    """One is killed in a step, one while half of a checkpoint is written; the next process ends as if neither was."""
-    whole = start(tmp_path / "whole", seed=0)
-    killed = {moment: start(tmp_path / moment, 0, 6, moment) for moment in ("step", "write")}
-    for child in killed.values():
-        assert child.stdout is not None
-        lines = list(iter(child.stdout.readline, "ready\n"))
-        assert lines[-1] == "step 5\n", child.stderr.read() if child.stderr else ""
-        child.send_signal(signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL
-        child.communicate()
-    assert (tmp_path / "write" / "state.new").exists()
-    resumed = {moment: start(tmp_path / moment, seed=7) for moment in killed}
-    assert finish(whole) == list(range(12))
-    expected = load_file(tmp_path / "whole" / "final")
-    for moment, child in resumed.items():
-        # Five checkpoints were whole, of steps 0 to 4.
-        assert finish(child) == list(range(5, 12))
-        assert_same(load_file(tmp_path / moment / "final"), expected)
-        assert sorted(path.name for path in (tmp_path / moment).iterdir()) == ["final", "state"]
+    def test_again_and_again(self, tmp_path: Path):
+        Child(tmp_path / "whole", seed=0).finish()
+        for seed in range(5):
+            child = Child(tmp_path / "killed", seed)
+            # The second step of a process follows a checkpoint, so each gets further than the one before it.
+            child.next(), child.next()
+            time.sleep(0.003 * seed)
+            child.kill()
+        begun = Child(tmp_path / "killed", seed=9).finish()
+        assert begun and begun[-1] == 11 and begun[0] not in (0, 1, 2, 3, 4)
+        assert_same(load_file(tmp_path / "killed" / "final"), load_file(tmp_path / "whole" / "final"))
 
 
 class State:
@@ -336,16 +355,18 @@ class TestSaving:
         assert [draw() for _ in range(3)] == expected
 
     def test_is_due_when_the_time_has_passed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        now = 100.0
-        monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
         kept, state = Checkpoint(tmp_path / "state", every_seconds=60.0), State()
+        now = time.monotonic()
+        monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: now))
         assert not kept.due
-        now = 160.0
+        now += 60.0
         assert kept.due
         kept.save(state.model, state.optimizer, {})
         assert not kept.due
-        now = 219.9
+        now += 59.9
         assert not kept.due
+        now += 0.2
+        assert kept.due
 
 
 @pytest.fixture
@@ -468,7 +489,7 @@ class TestDamage:
     def test_another_model(self, saved: tuple[Path, State], other: dict[str, int]):
         state = State(**other)
         before = random.getstate(), torch.get_rng_state()
-        with pytest.raises(CheckpointError, match=r"does not fit this model.*Delete it to start anew"):
+        with pytest.raises(CheckpointError, match=r"(?s)does not fit this model.*Delete it to start anew"):
             state.load(saved[0])
         assert random.getstate() == before[0] and torch.equal(torch.get_rng_state(), before[1])
 

@@ -18,16 +18,24 @@ from .attention import Attention, AttentionPattern, attention_pattern, fused_att
 from .blocks import Block, PostNorm, PreNorm
 from .cache import KeyValueCache, LayerCache
 from .decoder import Decoder
+from .encoder import Encoder
+from .encoder_decoder import CrossBlock, CrossCache, EncoderDecoder
 from .feed_forward import FeedForward, GatedFeedForward
 from .initialise import initialise_xavier
 from .losses import linear_cross_entropy
 from .positions import LearnedPositions, PositionScheme, RotaryPositions, Rotation, SinusoidalPositions
+from .recurrent import AdditiveAttention, RecurrentEncoderDecoder
 
 __all__ = [
+    "AdditiveAttention",
     "Attention",
     "AttentionPattern",
     "Block",
+    "CrossBlock",
+    "CrossCache",
     "Decoder",
+    "Encoder",
+    "EncoderDecoder",
     "FeedForward",
     "GatedFeedForward",
     "KeyValueCache",
@@ -36,6 +44,7 @@ __all__ = [
     "PositionScheme",
     "PostNorm",
     "PreNorm",
+    "RecurrentEncoderDecoder",
     "RotaryPositions",
     "Rotation",
     "SinusoidalPositions",

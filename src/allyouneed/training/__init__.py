@@ -1,5 +1,6 @@
 """One training loop for all rooms, on Lightning Fabric: schedules, clipping, accumulation, checkpoints, evaluation."""
 
+from .averaging import Snapshots, average
 from .checkpoint import Checkpoint, CheckpointError
 from .loop import DivergedError, Loss, TrainingConfig, TrainingResult, evaluate, next_token_loss, train
 from .memory import peak_tensor_bytes
@@ -15,8 +16,10 @@ __all__ = [
     "Linear",
     "Loss",
     "Schedule",
+    "Snapshots",
     "TrainingConfig",
     "TrainingResult",
+    "average",
     "evaluate",
     "next_token_loss",
     "peak_tensor_bytes",

@@ -68,10 +68,10 @@ class AlibiConfig:
     trained_at: int = 1
     vocabulary: int = 256
     width: int = 128
-    layers: int = 4
+    layers: int = 3
     heads: int = 8
     step_tokens: int = 1024
-    steps: int = 320
+    steps: int = 256
     learning_rate: float = 8e-3
     evaluated_tokens: int = 16_384
 
