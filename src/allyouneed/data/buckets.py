@@ -4,6 +4,7 @@ Like `batches`, import this module by its name; it imports torch.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ def in_order_of_length(
     cuts = _cuts(longest[items], tokens)
     return [
         tuple(pad([side[item] for item in items[start:stop]], padding) for side in sides)
-        for start, stop in zip(cuts[:-1], cuts[1:], strict=True)
+        for start, stop in pairwise(cuts)
     ]
 
 

@@ -172,8 +172,8 @@ class EncoderDecoder(nn.Module):
             if not isinstance(table, nn.Embedding) or tuple(table.weight.shape) != ours:
                 theirs = tuple(table.weight.shape) if isinstance(table, nn.Embedding) else "no table"
                 raise ValueError(
-                    f"the encoder's embedding cannot be shared: it is {theirs} (vocabulary, width), the decoder's {ours}; "
-                    "they must be equal, which one vocabulary over both languages gives"
+                    f"the encoder's embedding cannot be shared: it is {theirs} (vocabulary, width), the decoder's is "
+                    f"{ours}; they must be equal, which one vocabulary over both languages gives"
                 )
             decoder.embedding = table
         self.encoder = encoder

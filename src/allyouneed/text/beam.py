@@ -139,7 +139,7 @@ def beam_search(
 
 
 class _Search:
-    """The search for a batch of sources; tensors have a row for each source that is not done, a column for each beam."""
+    """A batch of sources under way. Tensors have a row for each source that is not done, a column for each beam."""
 
     def __init__(
         self,

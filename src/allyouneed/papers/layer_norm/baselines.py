@@ -116,7 +116,7 @@ def weight_norm(
 ) -> Float[Tensor, "units inputs"]:
     """Divide each unit's incoming weights by their length, then multiply by the unit's gain.
 
-    Source: Salimans & Kingma 2016; Ba et al. 2016, section 5.1 (equation 6 with μ = 0 and σ = ‖w‖).
+    Source: Salimans & Kingma 2016; Ba et al. 2016, section 5.1 (equation 5 with μ = 0 and σ = ‖w‖).
 
     Args:
         weight: a row for each unit.
