@@ -220,7 +220,8 @@ def _finish(entry: catalog.Paper, run: "Run", record: bool) -> None:
         return
     contents = recorded(run, complete=False)
     if run.scale_name == "smoke":
-        console.print("Every line ran; at this scale no verdict is drawn.")
+        ran = "Some trials failed" if run.failures else "Every line ran"
+        console.print(f"{ran}; at this scale no verdict is drawn.")
     else:
         _print_verdicts(contents)
     figure = run.folder / "figure.svg"

@@ -623,6 +623,7 @@ def test_the_record_of_a_claim():
         "bounds": [None, -0.5],
         "missing": [],
         "note": "",
+        "relative": False,
         "scale_gap": CLAIM.scale_gap,
     }
     assert json.loads(json.dumps(record, allow_nan=False)) == record

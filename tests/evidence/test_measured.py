@@ -16,6 +16,7 @@ def claim(**changes: Any) -> dict[str, Any]:
     facts = {
         "id": "falls",
         "kind": "better",
+        "relative": False,
         "statement": "The loss falls.",
         "source": "Table 1",
         "paper_value": "27.3 against 25.1",

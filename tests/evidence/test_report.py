@@ -77,12 +77,12 @@ class Page(HTMLParser):
         return self.all("body")[0][1].replace("\u00a0", " ")
 
 
-def trials(arms: Mapping[str, list[float]], **settings: Any) -> list[TrialResult]:
+def trials(arms: Mapping[str, list[float]], **extra: Any) -> list[TrialResult]:
     return [
         TrialResult(
             arm,
             seed,
-            {"width": index, "learning_rate": 1e-5, "tied": True, **settings},
+            {"width": index, "learning_rate": 1e-5, "tied": True, **extra},
             {"loss": value, "perplexity": 1e6 * value},
             {"step_seconds": 0.25},
             42.0,
@@ -94,9 +94,9 @@ def trials(arms: Mapping[str, list[float]], **settings: Any) -> list[TrialResult
 
 
 def results(
-    claims: list[Claim], arms: Mapping[str, list[float]], scale: str = "laptop", **settings: Any
+    claims: list[Claim], arms: Mapping[str, list[float]], scale: str = "laptop", **extra: Any
 ) -> dict[str, Any]:
-    run = trials(arms, **settings)
+    run = trials(arms, **extra)
     seeds = range(max(map(len, arms.values())))
     return {
         "paper": "alibi",
@@ -464,6 +464,7 @@ def test_any_strip_keeps_order_and_stays_in_the_drawing(values: list[float], bou
     drawing = strip(
         {
             "kind": "better",
+            "relative": False,
             "samples": {str(seed): value for seed, value in enumerate(values)},
             "measured": values[0],
             "interval": [min(values), max(values)],

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from rich.console import Console
 
 from allyouneed.evidence import Progress, Run, SettingError, plan, run, runs_folder
@@ -449,18 +451,23 @@ def test_two_runs_at_once_share_the_work(tmp_path: Path, marked: Path) -> None:
 
 def test_fresh_takes_what_another_run_made_meanwhile(tmp_path: Path, marked: Path) -> None:
     """Two runs with `fresh` at once: the second waits for a trial that the first is making, and does not undo it."""
-    arms = {"one": SampleConfig("wait", seconds=1.0, marks=str(marked))}
-    run(experiment(arms), folder=tmp_path, workers=1)
-    process = sample.start_command_line(arms, "run", "alibi", "--workers", "1", "--fresh", runs=tmp_path)
-    try:
-        wait_until(lambda: len(marks(marked)) == 2, process)
-        here = run(experiment(arms), folder=tmp_path, workers=1, fresh=True)
-        process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 0
+    tried = experiment({"one": SampleConfig(marks=str(marked))})
+    folder = folders(run(tried, folder=tmp_path, workers=1))["one"]
+    held = threading.Event()
+
+    def make_it_meanwhile() -> None:
+        with FileLock(f"{folder}.lock"):
+            held.set()
+            time.sleep(0.5)
+            (folder / "result.json").touch()
+
+    other = threading.Thread(target=make_it_meanwhile)
+    other.start()
+    held.wait()
+    here = run(tried, folder=tmp_path, workers=1, fresh=True)
+    other.join()
     assert here.records[0].reused
-    assert len(marks(marked)) == 2
+    assert len(marks(marked)) == 1
 
 
 def test_an_error_outside_the_trials_stops_the_workers(tmp_path: Path, marked: Path) -> None:
@@ -505,19 +512,12 @@ def test_a_worker_that_is_killed_fails_its_trial_alone(tmp_path: Path, marked: P
     assert begun.count("later") == 2
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 @dataclass(frozen=True)
 class Deadly(SampleConfig):
-    """A configuration that kills the process that reads it, before the trial begins."""
+    """A configuration that ends the process that reads it, before the trial begins."""
 
     def __reduce__(self) -> Any:
-        from joblib.externals.cloudpickle import register_pickle_by_value
-
-        register_pickle_by_value(sys.modules[__name__])
-        return die, ()
+        return os._exit, (1,)
 
 
 def test_a_worker_that_dies_before_its_trial_begins_does_not_keep_the_run_forever(tmp_path: Path) -> None:
@@ -530,7 +530,7 @@ def test_a_worker_that_dies_before_its_trial_begins_does_not_keep_the_run_foreve
 
 @pytest.mark.parametrize("steps", [None, 0.25])
 def test_progress_counts_what_is_done_and_under_way(tmp_path: Path, steps: float | None) -> None:
-    tasks = plan(experiment({}), {"one": SampleConfig(), "two": SampleConfig()}, (0, 1), tmp_path)
+    tasks = plan(experiment(sample.TWO_ARMS), {"one": SampleConfig(), "two": SampleConfig()}, (0, 1), tmp_path)
     progress = Progress(tasks)
     assert progress.of_arm("one") == (0.0, 2, None)
     progress.records.append(trial_module.Record("one", 0, "finished"))

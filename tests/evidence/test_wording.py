@@ -129,6 +129,13 @@ def test_the_outcome_says_which_interval_it_gives():
     assert outcome(recorded(Better("loss", "a", "b"), 1, a=[1.5])) == "–"
 
 
+def test_a_ratio_is_written_in_per_cent():
+    ratio = recorded(Better("loss", "a", 2.0, relative=True), 3, a=[1.5, 1.0, 1.25])
+    assert ratio["measured"] == -0.375
+    assert outcome(recorded(Better("loss", "a", 2.0, relative=True), 1, a=[1.5])) == "−25 %"
+    assert outcome(ratio) == "−37.5 [−68.6, −6.4] %"
+
+
 def test_seeds_are_counted_that_have_everything():
     nan = math.nan
     assert seed_count(recorded(Better("loss", "a", "b"), 3, a=[1, 1, 1], b=[2, 2, 2])) == "3"

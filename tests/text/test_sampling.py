@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from allyouneed.text import Sampling, probabilities, sample
@@ -104,21 +105,36 @@ def test_draws_follow_the_probabilities(sampling: Sampling):
     assert stats.chisquare(found[possible].numpy(), (expected[possible] * scale).numpy()).pvalue > 1e-3
 
 
-def test_rare_tokens_of_a_large_vocabulary_keep_their_probability():
-    # Half of the probability is spread over tokens of 1e-5 each, among which a sum in 32 bits would round.
-    logits = torch.zeros(1, 50_001)
-    logits[0, 0] = math.log(50_000)
-    drawn = sample(logits.expand(400, -1), Sampling(), seeded(1))
-    rare = drawn[drawn > 0].double()
-    assert stats.binomtest(len(rare), 400, 0.5).pvalue > 1e-3
-    assert stats.kstest(rare.numpy() / 50_000, "uniform").pvalue > 1e-3
+def draw_next(monkeypatch: pytest.MonkeyPatch, draws: Tensor) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: draws.double())
 
 
-def test_impossible_tokens_at_either_end_are_never_drawn(monkeypatch: pytest.MonkeyPatch):
+def test_rare_tokens_of_a_large_vocabulary_keep_their_probability(monkeypatch: pytest.MonkeyPatch):
+    # After a token of probability near 1, a sum in 32 bits would leap over 60 of these at a time.
+    rare = 50_000
+    logits = torch.zeros(1, 1 + rare)
+    logits[0, 0] = math.log(1e9)
+    wanted = torch.arange(20_000, 20_200)
+    draw_next(monkeypatch, (1e9 + wanted.double() - 0.5) / (1e9 + rare))
+    drawn = sample(logits.expand(200, -1), Sampling(), seeded(0))
+    assert len(drawn.unique()) == 200
+    assert (drawn - wanted).abs().max() <= 10
+
+
+def test_impossible_tokens_are_never_drawn(monkeypatch: pytest.MonkeyPatch):
     logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]])
-    for draw, expected in ((0.0, 1), (0.5, 3), (1 - 2**-53, 3)):
-        monkeypatch.setattr(torch, "rand", lambda *_, draw=draw, **__: torch.tensor([draw], dtype=torch.float64))
-        assert sample(logits, Sampling(), seeded(0)).tolist() == [expected]
+    draw_next(monkeypatch, torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64))
+    assert sample(logits.expand(3, -1), Sampling(), seeded(0)).tolist() == [1, 3, 3]
+
+
+def test_the_highest_draw_gives_a_token_though_rounded_probabilities_sum_to_less_than_one(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    logits = torch.randn(50, 1000, generator=seeded(0))
+    sums = probabilities(logits, Sampling()).double().sum(-1)
+    draw_next(monkeypatch, torch.full((50,), 1 - 2**-53, dtype=torch.float64))
+    assert (sums < 1 - 1e-9).any()
+    assert (sample(logits, Sampling(), seeded(0)) == 999).all()
 
 
 def test_draws_are_the_same_for_the_same_seed_and_differ_otherwise():

@@ -2,7 +2,7 @@
 
 from .claims import Better, Claim, Equivalent, Exact, Finding, Trend, TrialResult, Verdict
 from .experiment import SCALES, Experiment, Scale, ScaleName, SettingError
-from .figures import curves_figure, save_figure
+from .figures import curves_figure, draw_curves, panels, save_figure
 from .results import ResultsError, read_results, record, trials_of, verify, write_results
 from .runner import Progress, Run, plan, run, runs_folder, usable_cores
 from .statistics import Interval, mean_interval
@@ -30,7 +30,9 @@ __all__ = [
     "TrialResult",
     "Verdict",
     "curves_figure",
+    "draw_curves",
     "mean_interval",
+    "panels",
     "plan",
     "read_results",
     "record",

@@ -26,6 +26,8 @@ LEAST_SEEDS = 3
 
 # A value beyond this is a diverged trial's: sums over it overflow, so it counts as missing, as infinity does.
 _LARGEST = 1e150
+# Violations of an exact claim that its note lists; it gives the number of all.
+_MOST_SHOWN = 5
 # How far arithmetic in floats may move a sample, in units of its operands. An end of an interval that is no further
 # than this from the edge of a claim's region touches it.
 _ROUNDING = 4.0 * sys.float_info.epsilon
@@ -393,9 +395,9 @@ class Exact:
         worst = max((key for key in values if math.isfinite(values[key])), key=excess.__getitem__, default=None)
         note = ""
         if violations:
-            note = f"violated by {len(violations)} of {len(values)}: " + "; ".join(
-                f"{_trial(*key)} is {_number(values[key])}" for key in violations
-            )
+            shown = [f"{_trial(*key)} is {_number(values[key])}" for key in violations[:_MOST_SHOWN]]
+            more = ["…"] if len(violations) > _MOST_SHOWN else []
+            note = f"violated by {len(violations)} of {len(values)}: {'; '.join(shown + more)}"
         bounds: Bounds = (
             (_as_float(self.at_least), _as_float(self.at_most))
             if self.equals is None
@@ -482,6 +484,7 @@ class Claim:
             "statement": self.statement,
             "source": self.source,
             "paper_value": self.paper_value,
+            "relative": getattr(self.test, "relative", False),
             **finding.to_json(),
             "scale_gap": self.scale_gap,
         }

@@ -29,7 +29,19 @@ _STYLE: Any = {
 }
 
 
-def curves_figure(
+def panels(count: int) -> tuple[Figure, list[Any]]:
+    """Make a figure with axes side by side, in the look of all rooms.
+
+    Args:
+        count: of the axes.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4 if count == 1 else 4.8 * count, 4.0), layout="constrained")
+        return figure, [figure.add_subplot(1, count, index + 1) for index in range(count)]
+
+
+def draw_curves(
+    axes: Any,
     trials: Sequence[TrialResult],
     points: Callable[[TrialResult], Mapping[float, float]],
     *,
@@ -39,10 +51,11 @@ def curves_figure(
     title: str = "",
     logarithmic: str = "",
     finish: Callable[[Any], None] | None = None,
-) -> Figure:
+) -> None:
     """Draw a line for each arm: the mean over seeds, with every seed as a faint line behind it.
 
     Args:
+        axes: drawn on.
         trials: the results.
         points: gives a trial's points, x → y.
         names: the arms to draw, in order, with what the legend calls them.
@@ -53,8 +66,6 @@ def curves_figure(
         finish: called with the axes at the end, for ticks and limits.
     """
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-        axes = figure.add_subplot()
         for index, (arm, name) in enumerate(names.items()):
             own = [points(trial) for trial in trials if trial.arm == arm]
             if not own:
@@ -84,7 +95,33 @@ def curves_figure(
         axes.legend()
         if finish is not None:
             finish(axes)
-        return figure
+
+
+def curves_figure(
+    trials: Sequence[TrialResult],
+    points: Callable[[TrialResult], Mapping[float, float]],
+    *,
+    names: Mapping[str, str],
+    horizontal: str,
+    vertical: str,
+    title: str = "",
+    logarithmic: str = "",
+    finish: Callable[[Any], None] | None = None,
+) -> Figure:
+    """Draw a figure of one panel, with the arguments of `draw_curves`."""
+    figure, (axes,) = panels(1)
+    draw_curves(
+        axes,
+        trials,
+        points,
+        names=names,
+        horizontal=horizontal,
+        vertical=vertical,
+        title=title,
+        logarithmic=logarithmic,
+        finish=finish,
+    )
+    return figure
 
 
 def svg(figure: Figure) -> str:

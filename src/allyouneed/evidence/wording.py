@@ -92,14 +92,20 @@ def estimate(measured: float, low: float, high: float, bounds: Sequence[float | 
 def outcome(claim: Mapping[str, Any]) -> str:
     """Write what was measured for a claim: the mean and its interval, or for an exact claim the worst and the range.
 
-    An interval has 95 % confidence where nothing else is said.
+    An interval has 95 % confidence where nothing else is said. What was judged as a ratio is written in per cent.
     """
     measured, interval = claim["measured"], claim["interval"]
-    if measured is None or interval is None:
-        return number(measured)
+    if measured is None:
+        return NONE
+    if interval is None:
+        return f"{number(100 * measured)} %" if claim["relative"] else number(measured)
     low, high = interval
     if claim["kind"] != "exact":
-        text = estimate(measured, low, high, claim["bounds"])
+        if claim["relative"]:
+            bounds = [bound and 100 * bound for bound in claim["bounds"]]
+            text = f"{estimate(100 * measured, 100 * low, 100 * high, bounds)} %"
+        else:
+            text = estimate(measured, low, high, claim["bounds"])
         return text if claim["confidence"] == 0.95 else f"{text} at {confidence(claim)}"
     if low == high:
         return f"{number(measured)} in every trial"

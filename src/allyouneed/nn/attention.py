@@ -159,6 +159,11 @@ class Attention(nn.Module):
             cache: keys and values of earlier tokens; those of this call are appended.
         """
         pattern = pattern or AttentionPattern()
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):
+            # Once here, and not by each of the maps that read them.
+            hidden = hidden.to(torch.get_autocast_dtype(device))
+            source = None if source is None else source.to(hidden.dtype)
         looked_at = hidden if source is None else source
         query = self._split(self.query(hidden), self.heads)
         key = self._split(self.key(looked_at), self.key_value_heads)

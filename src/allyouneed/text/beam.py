@@ -1,6 +1,7 @@
 """Beam search: the likeliest targets of several sources at once, by a search that keeps a few beginnings of each."""
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -91,6 +92,7 @@ def beam_search(
     beam: int = 4,
     alpha: float = 0.6,
     further: int = 50,
+    limit: int | None = None,
     batch: int = 64,
     patient: bool = False,
 ) -> list[Hypothesis]:
@@ -113,6 +115,7 @@ def beam_search(
         beam: beginnings kept; no more than the vocabulary has tokens.
         alpha: exponent of the length penalty; 0 or more (Vaswani et al. 2017, section 6.1: 0.6).
         further: a target ends at the latest when it has so many tokens more than its source (section 6.1: 50).
+        limit: the most tokens of any target, its end among them; none but that of `further` where None.
         batch: sources at a time.
         patient: whether to go on until no beginning could win even if all its further tokens were certain. It finds
             better scores now and then, and takes up to several times as long.
@@ -121,8 +124,14 @@ def beam_search(
         ValueError: a source of no tokens, a beam or batch below 1, a beam wider than the vocabulary, a negative α, no
             room for the end, logits that are not numbers, or what the model refuses.
     """
-    for name, number, least in (("beam", beam, 1), ("batch", batch, 1), ("alpha", alpha, 0), ("further", further, 0)):
-        if not least <= number < math.inf:
+    for name, number, least in (
+        ("beam", beam, 1),
+        ("alpha", alpha, 0),
+        ("further", further, 0),
+        ("limit", limit, 1),
+        ("batch", batch, 1),
+    ):
+        if number is not None and not least <= number < math.inf:
             raise ValueError(f"{name} {number} is out of range: it must be finite and at least {least}")
     for row, source in enumerate(sources):
         if len(source) == 0:
@@ -133,7 +142,8 @@ def beam_search(
     with _evaluating(model):
         for first in range(0, len(order), batch):
             rows = order[first : first + batch]
-            search = _Search(model, [sources[row] for row in rows], begin, end, beam, alpha, further, patient, device)
+            limits = [min(len(sources[row]) + further + 1, limit or sys.maxsize) for row in rows]
+            search = _Search(model, [sources[row] for row in rows], limits, begin, end, beam, alpha, patient, device)
             found.update(zip(rows, search.run(), strict=True))
     return [found[row] for row in range(len(sources))]
 
@@ -145,11 +155,11 @@ class _Search:
         self,
         model: Translator,
         sources: list[Sequence[int]],
+        limits: list[int],
         begin: int,
         end: int,
         beam: int,
         alpha: float,
-        further: int,
         patient: bool,
         device: torch.device,
     ):
@@ -161,10 +171,9 @@ class _Search:
         present = torch.arange(longest, device=device) < lengths[:, None]
         self.model = model
         self.end, self.beam, self.alpha, self.patient = end, beam, alpha, patient
-        # The end is a token too.
-        self.limits = lengths + further + 1
+        self.limits = torch.tensor(limits, device=device)
         known = None if bool(present.all()) else present
-        self.state = model.start(padded.to(device), present=known, limit=longest + further + 1)
+        self.state = model.start(padded.to(device), present=known, limit=max(limits))
         self.numbers = torch.arange(len(sources), device=device)
         self.tokens = torch.full((len(sources), 1), begin, device=device)
         self.scores = torch.zeros(len(sources), 1, device=device)

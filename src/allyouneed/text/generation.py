@@ -149,7 +149,7 @@ def _row_generator(seed: int, row: int) -> torch.Generator:
 
 
 @contextmanager
-def _evaluating(model: LanguageModel) -> Iterator[None]:
+def _evaluating(model: Any) -> Iterator[None]:
     # Module by module, since a part may be kept in evaluation mode while the whole is trained.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -17,8 +17,8 @@ from torch import Tensor
 
 _FILE = "tokenizer.json"
 
-# The tokenizers library keeps some 150 bytes a token until a call returns, so a long text goes through it in pieces.
-_PIECE_CHARACTERS = 100_000
+# The tokenizers library keeps hundreds of bytes a token until a call returns, so a long text goes through in pieces.
+_PIECE_CHARACTERS = 10_000
 
 # GPT-2's pattern, by which `ByteLevel` splits words, never joins a letter or digit to white space after it. So a text
 # may be cut there, and its pieces have the tokens that the whole has.
@@ -222,7 +222,7 @@ class BytePairTokenizer:
         return [token for tokens in self._encoded(text) for token in tokens]
 
     def encode_to_tensor(self, text: str) -> Int32[Tensor, " tokens"]:
-        """Give the tokens of a text in four bytes each; ten million characters take some ten seconds.
+        """Give the tokens of a text in four bytes each; ten million characters take seconds, not minutes.
 
         Raises:
             ValueError: half of a surrogate pair, which has no UTF-8.

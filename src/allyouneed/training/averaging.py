@@ -1,5 +1,6 @@
 """Averages of the weights that a model had at several steps of its training."""
 
+import contextlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -47,7 +48,8 @@ class Snapshots:
             save_file(weights, temporary)
             temporary.replace(path)
         except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             raise CheckpointError(f"could not write the snapshot {path}: {error}") from error
 
     def load(self, *steps: int) -> dict[str, Tensor]:

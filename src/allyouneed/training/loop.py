@@ -114,6 +114,9 @@ def train(
     A batch is a function of its step, so a training that is continued from a checkpoint sees what it would have seen,
     and on a CPU ends in the same weights, bit for bit, as one that was never interrupted.
 
+    With several processes each takes its share of every batch's rows, and the step is that of the whole batch. The
+    first one writes checkpoints and logs; the others draw dropout from generators of their own.
+
     Args:
         model: its weights are changed.
         batches: gives the batch of each step, counted from 0.
@@ -126,7 +129,7 @@ def train(
     Raises:
         DivergedError: a loss or a gradient that is not finite.
         CheckpointError: as `Checkpoint` says, or a checkpoint of a longer training.
-        ValueError: a batch without targets, or of fewer rows than parts.
+        ValueError: a batch without targets, or of fewer rows than parts or processes.
     """
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     optimizer = torch.optim.AdamW(
@@ -143,6 +146,9 @@ def train(
                 "Delete it to start anew"
             )
         losses[:start], step_seconds[:start] = progress["losses"], progress["step_seconds"]
+    if fabric.global_rank:
+        # The random state is that of the first process, from which no other may draw the same dropout.
+        torch.manual_seed(torch.initial_seed() + start + fabric.global_rank)
 
     def save(step: int) -> None:
         assert checkpoint is not None
@@ -155,12 +161,15 @@ def train(
         learning_rate = config.learning_rate * config.schedule(step, config.steps)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        batch = fabric.to_device(batches(step))
+        batch = batches(step)
+        if fabric.world_size > 1:
+            batch = split_batch(batch, fabric.world_size)[fabric.global_rank]
+        batch = fabric.to_device(batch)
         losses[step] = _step(objective, optimizer, batch, config, fabric)
         step_seconds[step] = time.perf_counter() - began
-        if log is not None:
+        if log is not None and fabric.is_global_zero:
             log(step=step + 1, steps=config.steps, loss=float(losses[step]), learning_rate=learning_rate)
-        if checkpoint is not None and checkpoint.due:
+        if checkpoint is not None and fabric.is_global_zero and checkpoint.due:
             save(step + 1)
     return TrainingResult(losses, step_seconds)
 
@@ -176,6 +185,9 @@ def _step(objective: Any, optimizer: Any, batch: Batch, config: TrainingConfig, 
             part_total, part_count = objective(part)
             fabric.backward(part_total)
         total, count = total + part_total.detach(), count + part_count
+    if fabric.world_size > 1:
+        sums = torch.tensor([float(total), float(count)], dtype=torch.float64, device=fabric.device)
+        total, count = fabric.all_reduce(sums, reduce_op="sum")
     if float(count) == 0:
         raise ValueError("a batch has no targets, so its loss has no mean")
     mean = float(total) / float(count)
@@ -183,7 +195,8 @@ def _step(objective: Any, optimizer: Any, batch: Batch, config: TrainingConfig, 
         raise DivergedError(f"the loss is {mean}: try a lower learning rate than {config.learning_rate}")
     gradients = [p.grad for p in objective.parameters() if p.grad is not None]
     for gradient in gradients:
-        gradient.mul_(1.0 / float(count))
+        # Over several processes they are means of the sums over each one's share.
+        gradient.mul_(fabric.world_size / float(count))
     largest = math.inf if config.clip is None else config.clip
     norm = fabric.clip_gradients(objective, optimizer, max_norm=largest, error_if_nonfinite=False)
     if norm is not None and not math.isfinite(norm):

@@ -18,8 +18,8 @@ def _layer(weight: Weight, cases: Cases) -> Float[Tensor, "cases units"]:
 
 
 def _batch(weight: Weight, cases: Cases) -> Float[Tensor, "cases units"]:
-    # In training, where the batch is the whole data set: the expectations of equation 2.
-    return BatchNorm(len(weight), epsilon=0.0).to(cases.dtype)(cases @ weight.T).detach()
+    # In training, where the batch is the whole data set: the expectations of equation 2. PyTorch wants some epsilon.
+    return BatchNorm(len(weight), epsilon=torch.finfo(cases.dtype).tiny).to(cases.dtype)(cases @ weight.T).detach()
 
 
 def _weight(weight: Weight, cases: Cases) -> Float[Tensor, "cases units"]:
@@ -75,9 +75,7 @@ def changes(weight: Weight, cases: Cases, generator: torch.Generator) -> dict[st
     }
 
 
-def deviations(
-    norm: str, seed: int, *, units: int = 24, inputs: int = 16, cases: int = 32
-) -> dict[str, float]:
+def deviations(norm: str, seed: int, *, units: int = 24, inputs: int = 16, cases: int = 32) -> dict[str, float]:
     """Measure how far each change moves a layer's normalised summed inputs, for one draw of weights and data.
 
     What comes after (gain, bias, an element-wise function) cannot tell apart what is equal here. In 64 bits.

@@ -28,9 +28,8 @@ class _LayerNorm(torch.autograd.Function):
         normalised, scale, gain = ctx.saved_tensors
         summed_type, bias_type = ctx.types
         gradient = gradients[0].to(normalised.dtype)
-        over_cases = tuple(range(gradient.dim() - 1))
-        bias_gradient = gradient.sum(over_cases)
-        gain_gradient = (gradient * normalised).sum(over_cases)
+        bias_gradient = gradient.reshape(-1, len(gain)).sum(0)
+        gain_gradient = (gradient * normalised).view(-1, len(gain)).sum(0)
         # With y = (a − μ)/σ and u = ∂L/∂y: ∂y_j/∂a_i = (δ_ij − 1/H − y_i y_j/H)/σ, and summed over j
         # ∂L/∂a_i = (u_i − mean(u) − y_i mean(u y))/σ.
         upstream = gradient * gain
