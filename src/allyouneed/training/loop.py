@@ -236,7 +236,7 @@ def next_token_loss(model: Decoder, batch: Int[Tensor, "batch window"]) -> Loss:
     return Loss(linear_cross_entropy(hidden, model.output_weight, batch[:, 1:]), batch[:, 1:].numel())
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Batch], loss: LossFunction, *, fabric: Fabric | None = None) -> float:
     """Give the mean loss a target over all batches, with dropout off.
 
@@ -245,7 +245,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], loss: LossFunction, *, 
     """
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     was_training = model.training
-    model.eval()
+    model.to(fabric.device).eval()
     total, count = 0.0, 0
     try:
         for batch in batches:
