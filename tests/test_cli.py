@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from rich.console import Console
+from typer.testing import CliRunner, Result
 
 from allyouneed import catalog, cli, evidence, library
 
@@ -27,10 +27,10 @@ recorded_alibi = pytest.mark.skipif(not ALIBI.results("laptop").is_file(), reaso
 
 @pytest.fixture(autouse=True)
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep runs and caches out of the user's own folders."""
+    """Keep runs and caches out of the user's own folders, and lines as long as they are."""
     monkeypatch.setenv("ALLYOUNEED_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("ALLYOUNEED_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(cli, "console", Console(highlight=False, width=250))
     monkeypatch.delenv("ALLYOUNEED_STANDINS", raising=False)
     return tmp_path / "runs"
 

@@ -470,6 +470,7 @@ def test_fresh_takes_what_another_run_made_meanwhile(tmp_path: Path, marked: Pat
     assert len(marks(marked)) == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*have been cancelled")
 def test_an_error_outside_the_trials_stops_the_workers(tmp_path: Path, marked: Path) -> None:
     """As when Ctrl-C comes while the run shows its progress, and not while it waits for a trial."""
     arms = {"quick": SampleConfig(), "slow": SampleConfig("wait", seconds=60, marks=str(marked))}

@@ -148,6 +148,7 @@ def save(tensors, path, metadata):
 
 def batches(step):
     steps.send(step)
+    time.sleep(pause)
     return torch.randint(17, (4, 9), generator=torch.Generator().manual_seed(step))
 
 def loss(model, batch):
@@ -164,12 +165,12 @@ save_file(model.state_dict() | {"losses": result.losses}, folder / "final")
 class Child:
     """A training in a new process, which sends each step that it begins. It shares nothing with this one or others."""
 
-    def __init__(self, folder: Path, seed: int, stop: int = 0):
+    def __init__(self, folder: Path, seed: int, stop: int = 0, pause: float = 0.0):
         folder.mkdir(exist_ok=True)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["allyouneed.training", "safetensors.torch"])
         self.steps, sent = context.Pipe(duplex=False)
-        scope = {"__name__": "child", "folder": folder, "seed": seed, "stop": stop, "steps": sent}
+        scope = {"__name__": "child", "folder": folder, "seed": seed, "stop": stop, "pause": pause, "steps": sent}
         self.process = context.Process(target=exec, args=(CHILD, scope), daemon=True)
         self.process.start()
         sent.close()
@@ -212,10 +213,11 @@ class TestKilled:
     def test_again_and_again(self, tmp_path: Path):
         Child(tmp_path / "whole", seed=0).finish()
         for seed in range(5):
-            child = Child(tmp_path / "killed", seed)
+            # Slow, or on a busy machine a child would come to its end before it is killed.
+            child = Child(tmp_path / "killed", seed, pause=0.2)
             # The second step of a process follows a checkpoint, so each gets further than the one before it.
             child.next(), child.next()
-            time.sleep(0.003 * seed)
+            time.sleep(0.05 * seed)
             child.kill()
         begun = Child(tmp_path / "killed", seed=9).finish()
         assert begun and begun[-1] == 11 and begun[0] not in (0, 1, 2, 3, 4)
