@@ -60,8 +60,8 @@ class AdditiveAttention(nn.Module):
         present: Bool[Tensor, "batch keys"] | None = None,
     ) -> Float[Tensor, "batch queries keys"]:
         """Give how much each query looks at each key; arguments as in `forward`."""
-        projected = self.key(keys) if projected is None else projected
-        scores = self.score((self.query(query)[:, :, None] + projected[:, None]).tanh()).squeeze(-1)
+        mapped: Tensor = self.key(keys) if projected is None else projected
+        scores = self.score((self.query(query)[:, :, None] + mapped[:, None]).tanh()).squeeze(-1)
         if present is not None:
             scores = scores.masked_fill(~present[:, None], -torch.inf)
         return scores.softmax(-1)
