@@ -98,29 +98,11 @@ def draw_curves(
 
 
 def curves_figure(
-    trials: Sequence[TrialResult],
-    points: Callable[[TrialResult], Mapping[float, float]],
-    *,
-    names: Mapping[str, str],
-    horizontal: str,
-    vertical: str,
-    title: str = "",
-    logarithmic: str = "",
-    finish: Callable[[Any], None] | None = None,
+    trials: Sequence[TrialResult], points: Callable[[TrialResult], Mapping[float, float]], **options: Any
 ) -> Figure:
     """Draw a figure of one panel, with the arguments of `draw_curves`."""
     figure, (axes,) = panels(1)
-    draw_curves(
-        axes,
-        trials,
-        points,
-        names=names,
-        horizontal=horizontal,
-        vertical=vertical,
-        title=title,
-        logarithmic=logarithmic,
-        finish=finish,
-    )
+    draw_curves(axes, trials, points, **options)
     return figure
 
 

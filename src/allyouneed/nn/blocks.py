@@ -9,7 +9,17 @@ from .attention import AttentionPattern
 from .cache import LayerCache
 
 
-class PreNorm(nn.Module):
+class _Residual(nn.Module):
+    """What both compositions have: a sublayer, its normalisation, and dropout on the sublayer's output."""
+
+    def __init__(self, sublayer: nn.Module, norm: nn.Module, dropout: float = 0.0):
+        super().__init__()
+        self.norm = norm
+        self.sublayer = sublayer
+        self.dropout = nn.Dropout(dropout)
+
+
+class PreNorm(_Residual):
     """x + sublayer(norm(x)): the norm inside the residual branch (Xiong et al. 2020, table 1, right).
 
     Args:
@@ -18,12 +28,6 @@ class PreNorm(nn.Module):
         dropout: probability of dropping a coordinate of the sublayer's output in training.
     """
 
-    def __init__(self, sublayer: nn.Module, norm: nn.Module, dropout: float = 0.0):
-        super().__init__()
-        self.norm = norm
-        self.sublayer = sublayer
-        self.dropout = nn.Dropout(dropout)
-
     def forward(
         self, hidden: Float[Tensor, "batch length width"], *args: Any, **kwargs: Any
     ) -> Float[Tensor, "batch length width"]:
@@ -31,7 +35,7 @@ class PreNorm(nn.Module):
         return hidden + self.dropout(self.sublayer(self.norm(hidden), *args, **kwargs))
 
 
-class PostNorm(nn.Module):
+class PostNorm(_Residual):
     """norm(x + sublayer(x)): the norm after the residual sum (Vaswani et al. 2017, section 3.1).
 
     Args:
@@ -39,12 +43,6 @@ class PostNorm(nn.Module):
         norm: its normalisation.
         dropout: probability of dropping a coordinate of the sublayer's output in training.
     """
-
-    def __init__(self, sublayer: nn.Module, norm: nn.Module, dropout: float = 0.0):
-        super().__init__()
-        self.norm = norm
-        self.sublayer = sublayer
-        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self, hidden: Float[Tensor, "batch length width"], *args: Any, **kwargs: Any
