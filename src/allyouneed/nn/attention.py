@@ -40,6 +40,9 @@ def attention_pattern(
 ) -> AttentionPattern:
     """Join a position scheme's bias, causality and padding into one pattern.
 
+    A bias is between places in the batch, padding included. Padding before or after a row's tokens leaves their
+    distances as they are; padding between them (a row that is padded on the right and then continued) does not.
+
     Args:
         scheme: where the bias comes from.
         queries: number of tokens that look; they are the last of the keys.
