@@ -138,6 +138,16 @@ def test_an_edit_beside_the_claims_is_found(contents: dict[str, Any], path: Path
         read_results(path)
 
 
+def test_a_seed_left_out_or_another_configuration_is_found(experiment: Experiment, contents: dict[str, Any]) -> None:
+    last = contents["trials"][-1]
+    name = f"{last['arm']}, seed {last['seed']}"
+    with pytest.raises(ResultsError, match=f"what was recorded of {name} is not what the experiment declares"):
+        verify(experiment, contents | {"trials": contents["trials"][:-1]})
+    changed = [*contents["trials"][:-1], last | {"config": {}}]
+    with pytest.raises(ResultsError, match=f"what was recorded of {name} is not what the experiment declares"):
+        verify(experiment, contents | {"trials": changed})
+
+
 def test_a_claim_that_was_changed_since_is_named(experiment: Experiment, contents: dict[str, Any]) -> None:
     verify(experiment, contents)
     stricter = replace(sample.SMALLER, test=Better("size", arm="small", than="large", margin=0.5))
@@ -219,7 +229,7 @@ def test_a_run_on_stand_ins_is_not_recorded(finished: Run, monkeypatch: pytest.M
 def test_a_number_that_is_not_finite_is_named(finished: Run, path: Path, value: float) -> None:
     first = finished.records[0]
     assert isinstance(first.result, TrialResult)
-    result = replace(first.result, metrics=first.result.metrics | {"rise": value})
+    result = replace(first.result, metrics={**first.result.metrics, "rise": value})
     diverged = replace(finished, records=(replace(first, result=result), *finished.records[1:]))
     with pytest.raises(ResultsError, match=f"rise of small, seed 0, is {value}") as error:
         write_results(path, record(diverged))

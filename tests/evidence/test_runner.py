@@ -293,10 +293,10 @@ def test_a_full_disk_fails_the_trial_and_the_next_run_works(tmp_path: Path, monk
 def test_a_disk_that_is_full_from_the_start_is_a_failed_trial_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_file: str
 ) -> None:
-    def full(path: Path, *arguments: Any, **options: Any) -> Any:
-        if path.name.removesuffix(".new") == full_file and (arguments or options)[0 if arguments else "mode"] != "r":
+    def full(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if path.name.removesuffix(".new") == full_file and mode != "r":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        return whole_open(path, *arguments, **options)
+        return whole_open(path, mode, *arguments, **options)
 
     whole_open = Path.open
     tried = experiment({"one": SampleConfig()})
@@ -363,7 +363,8 @@ def test_the_same_trial_gives_the_same_metrics_alone_and_among_workers(tmp_path:
 def test_what_happened_in_the_process_before_changes_nothing(tmp_path: Path) -> None:
     arms = {"one": SampleConfig("learn")}
     first = run(experiment(arms), folder=tmp_path / "first", workers=1)
-    torch.rand(5), torch.randn(1), np.random.standard_normal(5)
+    torch.randn(1)
+    np.random.standard_normal(5)
     assert metrics(run(experiment(arms), folder=tmp_path / "second", workers=1)) == metrics(first)
 
 
@@ -481,11 +482,13 @@ def test_an_error_outside_the_trials_stops_the_workers(tmp_path: Path, marked: P
             raise KeyboardInterrupt
 
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         run(experiment(arms), folder=tmp_path, workers=2, watch=watch)
     (mark,) = marks(marked)
     wait_until(lambda: not sample.is_running(int(mark.split()[2])))
     assert time.monotonic() - began < 55
+    # Until here it was held, and with it whatever a garbage collector would have stopped.
+    del stopped
 
 
 def test_a_worker_that_is_killed_fails_its_trial_alone(tmp_path: Path, marked: Path) -> None:

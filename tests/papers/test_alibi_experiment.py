@@ -74,7 +74,8 @@ def test_every_claim_is_judged(smoke: Run) -> None:
 
 
 def test_the_figure_has_every_arm_at_every_length(smoke: Run) -> None:
-    (axes,) = (figure := EXPERIMENT.figure(smoke.trials)).axes
+    figure = EXPERIMENT.figure(smoke.trials)
+    axes: Any = figure.axes[0]
     short = EXPERIMENT.scales["smoke"].arms["alibi"].length
     drawn = {line.get_label(): list(line.get_xdata()) for line in axes.lines if not line.get_label().startswith("_")}
     assert list(drawn) == ["sinusoidal", "rotary", "ALiBi", f"sinusoidal, trained at {2 * short}"]

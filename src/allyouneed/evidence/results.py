@@ -13,6 +13,7 @@ from .claims import TrialResult
 from .environment import environment
 from .experiment import Experiment
 from .runner import Run
+from .trial import as_json
 
 
 class ResultsError(ValueError):
@@ -113,10 +114,20 @@ def verify(experiment: Experiment, contents: dict[str, Any]) -> None:
     """Judge the recorded trials again and hold the recorded claims to what comes out.
 
     Raises:
-        ResultsError: a claim's wording, numbers or verdict differ from the experiment as it is written now.
+        ResultsError: the trials are not those that the experiment declares, or a claim's wording, numbers or verdict
+            differ from the experiment as it is written now.
     """
     trials = trials_of(contents)
-    seeds = sorted({trial.seed for trial in trials})
+    declared = experiment.scales[contents["scale"]]
+    seeds = range(declared.seeds)
+    there = {(trial.arm, trial.seed): trial.config for trial in trials}
+    wanted = {(arm, seed): as_json(config) for seed in seeds for arm, config in declared.arms.items()}
+    if other := sorted(key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key)):
+        names = ", ".join(f"{arm}, seed {seed}" for arm, seed in other)
+        raise ResultsError(
+            f"{contents['paper']} at {contents['scale']}: what was recorded of {names} is not what the experiment "
+            "declares"
+        )
     try:
         judged = json.loads(json.dumps([claim.record(claim.judge(trials, seeds)) for claim in experiment.claims]))
     except ValueError as error:
