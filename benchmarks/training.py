@@ -1,26 +1,36 @@
-"""Time one training step of our decoder against transformers' GPT2LMHeadModel, both sides in turn in one process.
+"""Time a training step of our models against their peers, both sides in turn in one process.
 
 Same size, same weights, same batch, same optimiser, one thread, in 32 bits and under bf16 autocast, each as a user gets
-it: ours with the exact GELU and the loss that holds no matrix of logits, theirs with the approximate GELU of GPT-2 and
-the loss on whole logits. The first line of the output shows that both start from the same loss but for the GELU.
+it. A line shows that both sides start from the same loss.
+
+- Our decoder and transformers' GPT2LMHeadModel: ours with the exact GELU and the loss that holds no matrix of logits,
+  theirs with the approximate GELU of GPT-2 and the loss on whole logits.
+- The Transformer of our room and torch.nn.Transformer, between the same embeddings and output map, on sources and
+  targets of different lengths with padding: ours with that loss, theirs with the loss on whole logits.
 
     python benchmarks/training.py [--steps N]
 """
 
 import argparse
+import copy
+import math
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from allyouneed.nn import Attention, Block, Decoder, FeedForward, LearnedPositions, PreNorm
+from allyouneed.nn import Attention, Block, Decoder, EncoderDecoder, FeedForward, LearnedPositions, PreNorm
+from allyouneed.papers.transformer import transformer, translation_loss
 from allyouneed.training import next_token_loss
 
 WIDTH, LAYERS, HEADS, LENGTH, BATCH, VOCABULARY = 256, 6, 8, 128, 32, 4096
+# Of the encoder–decoder: layers of each stack, tokens of the longest sentence, sentences, and the token that pads.
+STACK, SENTENCE, SENTENCES, PADDING = 3, 32, 64, 0
 
 
 def our_decoder() -> Decoder:
@@ -88,12 +98,73 @@ def steps(loss: Callable[[], Tensor], model: nn.Module, bf16: bool) -> Callable[
     return step
 
 
-def main() -> None:
+class TorchTransformer(nn.Module):
+    """`torch.nn.Transformer` between the embeddings, positions and output map of ours, with its weights."""
+
+    def __init__(self, ours: EncoderDecoder):
+        super().__init__()
+        self.source: Any = ours.encoder
+        self.target: Any = ours.decoder
+        self.stacks = nn.Transformer(WIDTH, HEADS, STACK, STACK, 4 * WIDTH, dropout=0.0, batch_first=True)
+        # Its norms after the stacks are not in the paper.
+        self.stacks.encoder.norm = self.stacks.decoder.norm = None
+        weights = {}
+        for stack, names in (("encoder", ["self_attn"]), ("decoder", ["self_attn", "multihead_attn"])):
+            for index, block in enumerate(getattr(ours, stack).blocks):
+                for number, name in enumerate(names, start=1):
+                    wrapper = block.attention if name == "self_attn" else block.cross_attention
+                    joint = [wrapper.sublayer.query, wrapper.sublayer.key, wrapper.sublayer.value]
+                    for kind in ("weight", "bias"):
+                        prefix = f"{stack}.layers.{index}"
+                        weights[f"{prefix}.{name}.in_proj_{kind}"] = torch.cat([getattr(part, kind) for part in joint])
+                        weights[f"{prefix}.{name}.out_proj.{kind}"] = getattr(wrapper.sublayer.output, kind)
+                        weights[f"{prefix}.norm{number}.{kind}"] = getattr(wrapper.norm, kind)
+                for name, part in {
+                    f"norm{len(names) + 1}": block.feed_forward.norm,
+                    "linear1": block.feed_forward.sublayer.inner,
+                    "linear2": block.feed_forward.sublayer.output,
+                }.items():
+                    for kind in ("weight", "bias"):
+                        weights[f"{stack}.layers.{index}.{name}.{kind}"] = getattr(part, kind)
+        self.stacks.load_state_dict(weights)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        """Give the logits of the token that follows each target token."""
+        embedded = []
+        for stack, tokens in ((self.source, source), (self.target, target)):
+            places = torch.arange(tokens.shape[1])[None]
+            embedded.append(stack.positions.embed(stack.embedding(tokens) * math.sqrt(WIDTH), places))
+        missing = source == PADDING
+        mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1])
+        hidden = self.stacks(
+            *embedded, tgt_mask=mask, src_key_padding_mask=missing, memory_key_padding_mask=missing, tgt_is_causal=True
+        )
+        return hidden @ self.source.embedding.weight.T
+
+
+def compare(
+    ours: nn.Module,
+    theirs: nn.Module,
+    our_loss: Callable[[], Tensor],
+    their_loss: Callable[[], Tensor],
+    peer: str,
+    count: int,
+) -> None:
     """Time both and print the medians and the median of the ratios pair by pair."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=15, help="counted pairs of steps, after two that are not")
-    count = parser.parse_args().steps
-    torch.set_num_threads(1)
+    print(f"loss: ours {our_loss().item():.6f}, {peer} {their_loss().item():.6f}")
+    for bf16 in (False, True):
+        our_step, their_step = steps(our_loss, ours, bf16), steps(their_loss, theirs, bf16)
+        pairs = [(our_step(), their_step()) for _ in range(count + 2)][2:]
+        our_time, their_time = (statistics.median(side) for side in zip(*pairs, strict=True))
+        ratios = sorted(theirs / ours for ours, theirs in pairs)
+        print(
+            f"{'bf16' if bf16 else 'fp32'}: ours {our_time:.3f} s, {peer} {their_time:.3f} s a step, "
+            f"ratio {statistics.median(ratios):.2f} (of {count} pairs: {ratios[0]:.2f} to {ratios[-1]:.2f})"
+        )
+
+
+def compare_decoders(count: int) -> None:
+    """Compare with transformers' GPT-2."""
     torch.manual_seed(0)
     theirs, ours = their_decoder(), our_decoder()
     copy_weights(theirs, ours)
@@ -108,17 +179,47 @@ def main() -> None:
         logits = theirs(tokens).logits
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
-    print(f"loss: ours {our_loss().item():.6f}, transformers {their_loss().item():.6f}")
-    print(f"width {WIDTH}, {LAYERS} layers, length {LENGTH}, batch {BATCH}, vocabulary {VOCABULARY}, one thread")
-    for bf16 in (False, True):
-        our_step, their_step = steps(our_loss, ours, bf16), steps(their_loss, theirs, bf16)
-        pairs = [(our_step(), their_step()) for _ in range(count + 2)][2:]
-        our_time, their_time = (statistics.median(side) for side in zip(*pairs, strict=True))
-        ratios = sorted(theirs / ours for ours, theirs in pairs)
-        print(
-            f"{'bf16' if bf16 else 'fp32'}: ours {our_time:.3f} s, transformers {their_time:.3f} s a step, "
-            f"ratio {statistics.median(ratios):.2f} (of {count} pairs: {ratios[0]:.2f} to {ratios[-1]:.2f})"
-        )
+    print(f"decoder of width {WIDTH}, {LAYERS} layers, length {LENGTH}, batch {BATCH}, vocabulary {VOCABULARY}")
+    compare(ours, theirs, our_loss, their_loss, "transformers", count)
+
+
+def compare_encoder_decoders(count: int) -> None:
+    """Compare with torch's Transformer."""
+    torch.manual_seed(0)
+    ours = transformer(VOCABULARY, width=WIDTH, layers=STACK, heads=HEADS, dropout=0.0)
+    theirs = TorchTransformer(ours)
+    # A copy of the tables, so that the two sides do not train each other's.
+    theirs.source, theirs.target = copy.deepcopy((ours.encoder, ours.decoder))
+    lengths = torch.randint(SENTENCE // 2, SENTENCE + 1, (2, SENTENCES, 1))
+    lengths[:, 0] = SENTENCE
+    source, target = torch.where(
+        torch.arange(SENTENCE) < lengths, torch.randint(1, VOCABULARY, (2, SENTENCES, SENTENCE)), PADDING
+    )
+
+    def our_loss() -> Tensor:
+        total, number = translation_loss(ours, (source, target), padding=PADDING)
+        return total / number
+
+    def their_loss() -> Tensor:
+        logits = theirs(source, target[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1), target[:, 1:].flatten(), ignore_index=PADDING)
+
+    print(
+        f"encoder–decoder of width {WIDTH}, {STACK} + {STACK} layers, sentences of up to {SENTENCE}, "
+        f"batch {SENTENCES}, vocabulary {VOCABULARY}"
+    )
+    compare(ours, theirs, our_loss, their_loss, "torch", count)
+
+
+def main() -> None:
+    """Time both comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=15, help="counted pairs of steps, after two that are not")
+    count = parser.parse_args().steps
+    torch.set_num_threads(1)
+    print("one thread; ratios above 1 say that ours is faster")
+    compare_decoders(count)
+    compare_encoder_decoders(count)
 
 
 if __name__ == "__main__":

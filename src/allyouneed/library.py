@@ -13,7 +13,7 @@ from allyouneed import catalog
 from allyouneed.catalog import Paper
 from allyouneed.evidence import SCALES, Experiment, ResultsError, read_results, save_figure, trials_of, verify
 from allyouneed.evidence.figures import svg
-from allyouneed.evidence.measured import ListedPaper, measured_section, reading_list, replace_between
+from allyouneed.evidence.measured import ListedPaper, exhibit_file, measured_section, reading_list, replace_between
 from allyouneed.evidence.report import Entry
 
 README = catalog.PACKAGE.parent.parent / "README.md"
@@ -75,6 +75,13 @@ def figure_path(paper: Paper, scale: str) -> Path:
     return paper.folder / "results" / ("figure.svg" if scale == "laptop" else f"figure-{scale}.svg")
 
 
+def exhibited(paper: Paper, results: dict[str, Any]) -> dict[Path, str]:
+    """Give the pictures that trials left, by the path at which the readme shows them."""
+    shown = results.get("exhibits", {})
+    folder = paper.folder / "results"
+    return {folder / exhibit_file(results, name): text for name, text in shown.items() if name.endswith(".svg")}
+
+
 def reading_list_rows() -> list[ListedPaper]:
     """Give the rows of the README's table."""
     rows = []
@@ -133,6 +140,9 @@ def differences() -> list[str]:
             except ResultsError as error:
                 found.append(str(error))
             drawn = figure_path(paper, scale)
+            for path, text in exhibited(paper, results).items():
+                if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                    found.append(f"{path.relative_to(README.parent)} is not the one in its results")
             if not drawn.is_file() or drawn.read_text(encoding="utf-8") != svg(experiment.figure(trials_of(results))):
                 found.append(f"{drawn.relative_to(README.parent)} is not drawn from its results")
     return found
@@ -143,6 +153,8 @@ def write_generated() -> None:
     for paper in catalog.papers():
         for scale, results in recorded(paper).items():
             save_figure(experiment_of(paper).figure(trials_of(results)), figure_path(paper, scale))
+            for path, text in exhibited(paper, results).items():
+                path.write_text(text, encoding="utf-8")
     for path, text in generated_texts().items():
         path.write_text(text, encoding="utf-8")
 

@@ -169,3 +169,13 @@ def test_a_section_and_a_list_in_a_document_stay_the_same():
 def test_markers_that_do_not_fit_are_named(text: str, generated: str, message: str):
     with pytest.raises(ValueError, match=message):
         replace_between(text, "measured", generated)
+
+
+@pytest.mark.parametrize(("scale", "file"), [("laptop", "an_arm-look.svg"), ("gpu", "gpu-an_arm-look.svg")])
+def test_exhibits_are_shown_after_the_claims(scale: str, file: str):
+    exhibits = {"an_arm-look.svg": "<svg/>", "an_arm-words.md": "| a |\n|---|\n| b |\n"}
+    section = measured_section(RESULTS | {"scale": scale, "exhibits": exhibits}, "results/figure.svg")
+    tail = section.split("From the first seed's trial, ", 1)[1]
+    assert tail.startswith("an arm: look:") and f"](results/{file})" in tail
+    assert tail.endswith("| a |\n|---|\n| b |")
+    assert "From the first" not in measured_section(RESULTS, "results/figure.svg")

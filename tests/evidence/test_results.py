@@ -259,3 +259,28 @@ def test_nothing_in_a_file_is_beyond_strict_json(contents: dict[str, Any]) -> No
 
     text = json.dumps(contents)
     assert json.loads(text, parse_constant=refuse) == contents
+
+
+def leaving(config: Any, context: Any) -> dict[str, float]:
+    """Leave a table and a picture, and what the seed was."""
+    context.exhibit("table.md", f"| seed |\n|---|\n| {context.seed} |\n")
+    context.exhibit("picture.svg", f"<svg><text>{config.size}</text></svg>")
+    return {"size": float(config.size)}
+
+
+def test_what_trials_leave_to_look_at_is_recorded_with_the_first_seed(tmp_path: Path, experiment: Experiment) -> None:
+    left = record(run(replace(experiment, trial=leaving), folder=tmp_path, workers=1))
+    arms = list(experiment.scales["laptop"].arms)
+    assert list(left["exhibits"]) == [f"{arm}-{name}" for arm in arms for name in ("picture.svg", "table.md")]
+    assert left["exhibits"][f"{arms[0]}-table.md"] == "| seed |\n|---|\n| 0 |\n"
+    assert left["checksum"] == checksum(left) != checksum(left | {"exhibits": {}})
+
+
+@pytest.mark.parametrize("name", ["page.html", "../table.md", "folder/table.md"])
+def test_an_exhibit_is_a_plain_file_of_a_known_kind(name: str, tmp_path: Path, experiment: Experiment) -> None:
+    def trial(config: Any, context: Any) -> dict[str, float]:
+        context.exhibit(name, "")
+        return {}
+
+    finished = run(replace(experiment, trial=trial), folder=tmp_path, workers=1)
+    assert finished.failures and all("must be a plain file name" in failure.error for failure in finished.failures)

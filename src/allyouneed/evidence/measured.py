@@ -36,7 +36,7 @@ def measured_section(results: Mapping[str, Any], figure: str) -> str:
 
     Args:
         results: the contents of a results file.
-        figure: address of the figure, relative to the readme.
+        figure: address of the figure, relative to the readme; pictures that trials left lie beside it.
     """
     claims = [
         [_text(row.statement), _text(row.paper), _text(row.ours), f"**{row.verdict}**", row.seeds]
@@ -56,8 +56,25 @@ def measured_section(results: Mapping[str, Any], figure: str) -> str:
             *_table(["claim", "paper", "ours [95 % interval]", "verdict", "seeds"], claims, right=(4,)),
             "",
             _text(", ".join(facts)) + ".",
+            *_exhibits(results, figure.rpartition("/")[0]),
         ]
     )
+
+
+def exhibit_file(results: Mapping[str, Any], name: str) -> str:
+    """Give the name under which a picture that a trial left is kept beside its results."""
+    return name if results["scale"] == "laptop" else f"{results['scale']}-{name}"
+
+
+def _exhibits(results: Mapping[str, Any], folder: str) -> list[str]:
+    """Show what the first seed's trials left to look at."""
+    shown = []
+    for name, text in results.get("exhibits", {}).items():
+        title = name.rpartition(".")[0].replace("_", " ").replace("-", ": ", 1)
+        file = exhibit_file(results, name)
+        content = f"![{_label(title)}]({_address(f'{folder}/{file}')})" if name.endswith(".svg") else text.strip()
+        shown += ["", f"From the first seed's trial, {_text(title)}:", "", content]
+    return shown
 
 
 def reading_list(rows: Sequence[ListedPaper]) -> str:

@@ -13,7 +13,7 @@ from .claims import TrialResult
 from .environment import environment
 from .experiment import Experiment
 from .runner import Run
-from .trial import as_json
+from .trial import EXHIBITS, as_json
 
 
 class ResultsError(ValueError):
@@ -44,7 +44,19 @@ def record(run: Run, *, complete: bool = True) -> dict[str, Any]:
         "claims": [claim.record(findings[claim.id]) for claim in run.experiment.claims],
         "trials": [dataclasses.asdict(trial) for trial in run.trials],
     }
+    if shown := _exhibits(run):
+        contents["exhibits"] = shown
     return contents | {"checksum": checksum(contents)}
+
+
+def _exhibits(run: Run) -> dict[str, str]:
+    """Give what the first seed's trials left to look at, by arm and name."""
+    return {
+        f"{record.arm}-{path.name}": path.read_text(encoding="utf-8")
+        for record in run.records
+        if record.seed == run.seeds[0] and record.log is not None
+        for path in sorted((record.log.parent / EXHIBITS).glob("*"))
+    }
 
 
 def checksum(contents: dict[str, Any]) -> str:

@@ -68,6 +68,10 @@ class Record:
     reused: bool = False
 
 
+EXHIBITS = "exhibits"
+"""The folder, in a trial's, of what it leaves to look at."""
+
+
 class Context:
     """What a trial is given beside its configuration.
 
@@ -107,6 +111,22 @@ class Context:
             self._shown = now
             shown = {"step": step, "steps": steps, "loss": values.get("loss"), "seconds": self.seconds}
             _write_whole(self._progress, shown)
+
+    def exhibit(self, name: str, text: str) -> None:
+        """Leave something to look at beside the metrics, which is recorded with the first seed's trial.
+
+        Args:
+            name: of the file: `….md` for Markdown that the readme shows, `….svg` for a picture.
+            text: its contents.
+
+        Raises:
+            ValueError: another kind of file.
+        """
+        if not name.endswith((".md", ".svg")) or Path(name).name != name:
+            raise ValueError(f"exhibit {name!r} must be a plain file name that ends in .md or .svg")
+        folder = self.folder / EXHIBITS
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
 
     @property
     def seconds(self) -> float:

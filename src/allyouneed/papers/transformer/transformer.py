@@ -200,7 +200,7 @@ def cross_attention_weights(
         return mixed
 
     blocks: list[Any] = list(model.decoder.blocks)
-    attentions = [block.cross_attention.sublayer for block in blocks]
+    attentions: list[Attention] = [block.cross_attention.sublayer for block in blocks]
     kernels = [attention.kernel for attention in attentions]
     training = model.training
     model.eval()

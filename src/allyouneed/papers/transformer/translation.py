@@ -52,7 +52,7 @@ def encoded_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> tup
 
 def translation_loss(
     model: TranslationModel,
-    batch: tuple[Int[Tensor, "batch source_length"], Int[Tensor, "batch target_length"]],
+    batch: tuple[Int[Tensor, "batch _"], ...],
     *,
     padding: int,
     smoothing: float = 0.0,
