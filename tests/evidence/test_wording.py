@@ -176,4 +176,5 @@ def test_what_was_compared_and_on_what():
     assert comparison({"scale": "gpu", "trials": arms[:1]}) == "alibi at the gpu scale, 1 seed"
     environment = {"processor": "Ryzen", "cores": 2, "device": "cpu"}
     assert machine({"environment": environment}) == "Ryzen (2 cores)"
+    assert machine({"environment": environment | {"cores": 1}}) == "Ryzen (1 core)"
     assert machine({"environment": environment | {"device": "H200"}}) == "H200, Ryzen (2 cores)"

@@ -157,7 +157,8 @@ def comparison(results: Mapping[str, Any]) -> str:
 def machine(results: Mapping[str, Any]) -> str:
     """Name what the trials ran on: the accelerator, where there was one, and the processor."""
     environment = results["environment"]
-    processor = f"{environment['processor']} ({environment['cores']} cores)"
+    cores = environment["cores"]
+    processor = f"{environment['processor']} ({cores} core{'' if cores == 1 else 's'})"
     return processor if environment["device"] == "cpu" else f"{environment['device']}, {processor}"
 
 

@@ -1,7 +1,9 @@
 """The figure: losses of the LSTMs over steps, and errors of the classifiers over images."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.ticker import PercentFormatter
 
 from allyouneed.evidence import TrialResult, draw_curves, panels
 
@@ -27,6 +29,12 @@ def figure(trials: Sequence[TrialResult]) -> "Figure":
         horizontal="training steps",
         vertical="loss (nats a character)",
     )
+
+    def finish(axes: Any) -> None:
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which(PercentFormatter(1.0, decimals=0))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+
     large = max(trial.config["batch"] for trial in trials if trial.config["task"] == "digits")
     draw_curves(
         right,
@@ -41,5 +49,6 @@ def figure(trials: Sequence[TrialResult]) -> "Figure":
         horizontal="images seen in training",
         vertical="test error",
         logarithmic="y",
+        finish=finish,
     )
     return drawing
