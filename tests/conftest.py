@@ -16,7 +16,7 @@ from jaxtyping import install_import_hook
 # Before anything of ours is imported: every annotation in the packages that handle tensors is enforced when their
 # functions are called. The others refuse bad values with messages of their own, which their tests want to see.
 # An int is a float where one is annotated, as PEP 484 has it.
-TYPED = [f"allyouneed.{name}" for name in ("nn", "text", "data", "training", "papers")]
+TYPED = [f"allyouneed.{name}" for name in ("nn", "text", "data", "hub", "training", "papers")]
 install_import_hook(TYPED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import pytest

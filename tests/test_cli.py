@@ -367,6 +367,51 @@ def test_fetch_gives_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.search(r"^mnist: .*present$", call("fetch").stdout, re.MULTILINE)
 
 
+# chat
+
+
+def talk(lines: str, *arguments: str, status: int = 0) -> Result:
+    result = CliRunner().invoke(cli.app, ["chat", "--new-tokens", "8", *arguments], input=lines)
+    assert not isinstance(result.exception, ValueError)
+    assert result.exit_code == status, result.output
+    return result
+
+
+@pytest.fixture
+def standins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALLYOUNEED_STANDINS", str(Path(__file__).parent / "standins"))
+
+
+@pytest.mark.parametrize("options", [(), ("--quantize", "int8"), ("--quantize", "int4")])
+def test_chat_answers_each_line(standins: None, options: tuple[str, ...]) -> None:
+    first = talk("Hello\nAnd you?\n", "--seed", "3", *options)
+    # Weights drawn at random say nothing that can be read, but always the same.
+    assert first.stdout and first.stdout == talk("Hello\nAnd you?\n", "--seed", "3", *options).stdout
+    assert first.stdout != talk("Hello\nAnd you?\n", "--seed", "4", *options).stdout
+    assert first.stdout != talk("Hello\nAnd you?\n", "--seed", "3", "--system", "Be brief.", *options).stdout
+    assert "do not rely on" in first.stderr and "loading" in first.stderr
+
+
+def test_chat_says_what_it_cannot_do(standins: None, tmp_path: Path) -> None:
+    for arguments, message in {
+        ("--temperature", "-1"): "temperature -1.0 is out of range",
+        ("--top-p", "0"): "top_p 0.0 is out of range",
+        ("--repetition-penalty", "0"): "repetition_penalty 0.0 is out of range",
+        ("--seed", "-1"): "seed -1 must be at least 0",
+        ("--new-tokens", "0"): "new_tokens 0 at least 1",
+        ("--quantize", "int3"): "'int3'",
+        ("--model", "all-minilm-l6-v2"): "no chat template",
+        ("--model", str(tmp_path / "nothing")): "nothing",
+    }.items():
+        refused_talk = talk("Hello\n", *arguments, status=2)
+        assert "allyouneed: " in refused_talk.stderr and message in refused_talk.stderr
+        assert refused_talk.stdout == ""
+
+
+def test_chat_without_a_line_leaves(standins: None) -> None:
+    assert talk("").stdout == ""
+
+
 def test_doctor_says_what_is_here(tmp_path: Path) -> None:
     said = call("doctor").stdout
     for words in ("python", "torch", "cores", "threads", "gpu", "cache", "runs", "rooms"):
@@ -378,7 +423,7 @@ def test_doctor_says_what_is_here(tmp_path: Path) -> None:
 
 def test_without_a_command_there_is_help() -> None:
     shown = CliRunner().invoke(cli.app, []).output
-    for command in ("list", "show", "run", "report", "fetch", "doctor"):
+    for command in ("list", "show", "run", "report", "fetch", "chat", "doctor"):
         assert command in shown
 
 

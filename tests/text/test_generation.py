@@ -18,7 +18,7 @@ from allyouneed.nn import (
     SinusoidalPositions,
 )
 from allyouneed.papers.alibi.alibi import ALiBi
-from allyouneed.text import LanguageModel, Sampling, generate
+from allyouneed.text import LanguageModel, Sampling, continuations, generate
 
 VOCABULARY, WIDTH, HEADS, LIMIT = 40, 24, 3, 64
 PROMPTS = [[5, 6, 7], [1], [9, 8, 7, 6, 5, 4, 3, 2], [5, 6]]
@@ -233,11 +233,90 @@ def test_a_model_can_be_trained_after_generating():
         ([[1], []], {}, "prompt 1 is empty"),
         ([[1]], {"new_tokens": 0}, "new_tokens 0 is out of range: it must be at least 1"),
         ([[1]], {"seed": -1}, "seed -1 is out of range"),
+        ([[1]], {"prefill_chunk": 0}, "prefill_chunk 0 is out of range: it must be at least 1"),
+        ([[1]], {"prefill_chunk": 4, "use_cache": False}, "prefill_chunk 4 is out of range: it must be None"),
     ],
 )
 def test_what_cannot_be_continued_is_refused(prompts: list[list[int]], options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         generate(decoder(), prompts, **{"new_tokens": 2, **options})
+
+
+@pytest.mark.parametrize("scheme", ["learned", "rotary", "alibi"])
+@pytest.mark.parametrize("chunk", [1, 3, 8, 100])
+def test_prompts_in_chunks_are_continued_as_whole_ones(scheme: str, chunk: int):
+    model = Recorder(decoder(scheme))
+    options: dict[str, Any] = {"new_tokens": 10, "sampling": Sampling.greedy()}
+    rows = generate(model, PROMPTS, prefill_chunk=chunk, **options)
+    assert max(length for _, length in model.fed) == min(chunk, 8)
+    assert rows == generate(decoder(scheme), PROMPTS, **options)
+
+
+def test_only_the_last_places_logits_are_computed():
+    model = decoder()
+    mapped: list[tuple[int, ...]] = []
+    real = model.logits
+    model.logits = lambda hidden: mapped.append(tuple(hidden.shape)) or real(hidden)
+    generate(model, [[1, 2, 3], [4, 5, 6]], new_tokens=2)
+    assert mapped == [(2, WIDTH)] * 2
+
+
+def test_a_prompt_beyond_the_context_is_refused_at_once():
+    model = decoder("learned")
+    with pytest.raises(ValueError, match=f"prompt 1 has {LIMIT + 1} tokens, more than the model's context of {LIMIT}"):
+        generate(model, [[1], [1] * (LIMIT + 1)], new_tokens=1)
+    assert len(generate(model, [[1] * LIMIT], new_tokens=1)[0]) == 1
+    assert decoder("rotary").context is None
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_penalty_looks_at_prompt_and_added_tokens_but_not_at_padding(use_cache: bool):
+    # Counts on unless the next token was seen, in which case token 0 is likeliest.
+    class Counting(Script):
+        def forward(self, tokens: Tensor, *, present: Tensor | None = None, cache: None = None) -> Tensor:
+            return 2 * super().forward(tokens) + 1.5 * nn.functional.one_hot(torch.zeros_like(tokens), 10)
+
+    sampling = Sampling(0, repetition_penalty=1.6)
+    options: dict[str, Any] = {"new_tokens": 3, "sampling": sampling, "use_cache": use_cache}
+    # Row 0 is padded with zeros: were they seen, 0 would not be drawn after 7, whose successor it has had.
+    assert generate(Counting(), [[8, 7], [1, 2, 3, 4]], **options) == [[0, 1, 2], [5, 6, 7]]
+    assert generate(Counting(), [[7]], **options, seed=1) == [[8, 9, 0]]
+
+
+def test_a_row_ends_where_it_is_told_to():
+    rows = generate(
+        Script(), [[1], [3]], new_tokens=4, sampling=Sampling.greedy(), on_token=lambda _, token: token == 4
+    )
+    assert rows == [[2, 3, 4], [4]]
+
+
+def test_a_cache_with_the_beginning_of_a_prompt_is_gone_on_with():
+    model = decoder()
+    prompt = PROMPTS[2]
+    expected = generate(model, [prompt], new_tokens=6, sampling=Sampling.greedy())[0]
+    cache = model.new_cache()
+    recorder = Recorder(model)
+
+    def go_on() -> list[int]:
+        steps = continuations(recorder, [prompt], new_tokens=6, sampling=Sampling.greedy(), cache=cache)
+        return [token for _, token in steps]
+
+    assert go_on() == expected
+    cache.truncate(5)
+    recorder.fed.clear()
+    assert go_on() == expected
+    assert recorder.fed[0] == (1, 3)
+    with pytest.raises(ValueError, match="a cache of 13 tokens needs one prompt that is longer"):
+        continuations(model, [prompt], new_tokens=1, cache=cache)
+
+
+def test_whoever_stops_early_leaves_the_model_as_it_was():
+    model = decoder().train()
+    steps = continuations(model, [[1, 2]], new_tokens=9)
+    next(steps)
+    assert not model.training
+    steps.close()
+    assert model.training and not torch.is_inference_mode_enabled()
 
 
 def test_a_decoder_is_a_language_model():

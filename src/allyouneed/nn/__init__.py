@@ -21,9 +21,12 @@ from .decoder import Decoder
 from .encoder import Encoder
 from .encoder_decoder import CrossBlock, CrossCache, EncoderDecoder
 from .feed_forward import FeedForward, GatedFeedForward
+from .inference import arrange_for_inference
 from .initialise import initialise_xavier
 from .losses import linear_cross_entropy
+from .normalisation import RMSNorm
 from .positions import LearnedPositions, PositionScheme, RotaryPositions, Rotation, SinusoidalPositions
+from .quantized import Int4Linear, Int8Linear, QuantizedEmbedding, join_projections, quantize_int8, tie_quantized
 from .recurrent import AdditiveAttention, RecurrentEncoderDecoder
 
 __all__ = [
@@ -38,18 +41,26 @@ __all__ = [
     "EncoderDecoder",
     "FeedForward",
     "GatedFeedForward",
+    "Int4Linear",
+    "Int8Linear",
     "KeyValueCache",
     "LayerCache",
     "LearnedPositions",
     "PositionScheme",
     "PostNorm",
     "PreNorm",
+    "QuantizedEmbedding",
+    "RMSNorm",
     "RecurrentEncoderDecoder",
     "RotaryPositions",
     "Rotation",
     "SinusoidalPositions",
+    "arrange_for_inference",
     "attention_pattern",
     "fused_attention",
     "initialise_xavier",
+    "join_projections",
     "linear_cross_entropy",
+    "quantize_int8",
+    "tie_quantized",
 ]

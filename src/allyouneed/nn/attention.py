@@ -1,7 +1,9 @@
 """Multi-head attention over a pattern that is worked out once a forward pass and shared by all layers."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -95,11 +97,16 @@ def fused_attention(
         query, key, value = query.float(), key.float(), value.float()
     if attn_mask is not None and attn_mask.is_floating_point():
         attn_mask = attn_mask.to(query.dtype)
-    with torch.autocast(query.device.type, enabled=False):
+    # Where autocast is off already, switching it off would take as long as attention to a few tokens.
+    with torch.autocast(query.device.type, enabled=False) if _autocasts(query) else nullcontext():
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal
         )
     return mixed.to(dtype)
+
+
+def _autocasts(tensor: Tensor) -> bool:
+    return torch.is_autocast_enabled(tensor.device.type)
 
 
 class Attention(nn.Module):
@@ -140,10 +147,16 @@ class Attention(nn.Module):
         self.head_width = width // heads
         self.dropout = dropout
         self.kernel = kernel
-        self.query = nn.Linear(width, width, bias=bias)
-        self.key = nn.Linear(width, key_value_heads * self.head_width, bias=bias)
-        self.value = nn.Linear(width, key_value_heads * self.head_width, bias=bias)
+        self.query: Any = nn.Linear(width, width, bias=bias)
+        self.key: Any = nn.Linear(width, key_value_heads * self.head_width, bias=bias)
+        self.value: Any = nn.Linear(width, key_value_heads * self.head_width, bias=bias)
         self.output = nn.Linear(width, width, bias=bias)
+        self.joint: nn.Module | None = None
+
+    def join(self, joint: nn.Module) -> None:
+        """Compute query, key and value by one map, whose output has them side by side; their own maps are dropped."""
+        self.joint = joint
+        self.query = self.key = self.value = None
 
     def forward(
         self,
@@ -162,21 +175,18 @@ class Attention(nn.Module):
             cache: keys and values of earlier tokens; those of this call are appended.
         """
         pattern = pattern or AttentionPattern()
-        device = hidden.device.type
-        if torch.is_autocast_enabled(device):
+        if _autocasts(hidden):
             # Once here, and not by each of the maps that read them.
-            hidden = hidden.to(torch.get_autocast_dtype(device))
+            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
             source = None if source is None else source.to(hidden.dtype)
-        looked_at = hidden if source is None else source
-        query = self._split(self.query(hidden), self.heads)
-        key = self._split(self.key(looked_at), self.key_value_heads)
-        value = self._split(self.value(looked_at), self.key_value_heads)
-        if pattern.rotation is not None:
-            query, key = pattern.rotation(query), pattern.rotation(key)
+        query, key, value = self._project(hidden, source, pattern.rotation)
         if cache is not None:
             key, value = cache.append(key, value)
-        if self.key_value_heads < self.heads:
-            groups = self.heads // self.key_value_heads
+        groups = self.heads // self.key_value_heads
+        if groups > 1 and query.shape[2] == 1 and self.kernel is fused_attention and not torch.is_grad_enabled():
+            mixed = self._single_query(query, key, value, pattern.mask, groups)
+            return self.output(mixed.reshape(hidden.shape))
+        if groups > 1:
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         mixed = self.kernel(
             query,
@@ -188,5 +198,42 @@ class Attention(nn.Module):
         )
         return self.output(mixed.transpose(1, 2).flatten(2))
 
+    def _project(
+        self, hidden: Tensor, source: Tensor | None, rotation: Rotation | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if self.joint is not None:
+            return self._project_jointly(self.joint, hidden, source, rotation)
+        looked_at = hidden if source is None else source
+        query = self._split(self.query(hidden), self.heads)
+        key = self._split(self.key(looked_at), self.key_value_heads)
+        value = self._split(self.value(looked_at), self.key_value_heads)
+        if rotation is not None:
+            query, key = rotation(query), rotation(key)
+        return query, key, value
+
+    def _project_jointly(
+        self, joint: nn.Module, hidden: Tensor, source: Tensor | None, rotation: Rotation | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        turning = self.heads + self.key_value_heads
+        heads = self._split(joint(hidden), turning + self.key_value_heads)
+        turned, value = heads.split_with_sizes((turning, self.key_value_heads), dim=1)
+        if source is not None:
+            of_source = self._split(joint(source), turning + self.key_value_heads)
+            query = turned[:, : self.heads]
+            key, value = of_source[:, self.heads : turning], of_source[:, turning:]
+            return (query, key, value) if rotation is None else (rotation(query), rotation(key), value)
+        if rotation is not None:
+            turned = rotation(turned)
+        query, key = turned.split_with_sizes((self.heads, self.key_value_heads), dim=1)
+        return query, key, value
+
+    def _single_query(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> Tensor:
+        """Let the query heads that share keys look at them as if they were as many queries: nothing is repeated."""
+        if mask is not None and mask.shape[1] > 1:
+            mask = mask.reshape(len(mask), self.key_value_heads, groups, mask.shape[3])
+        query = query.reshape(len(query), self.key_value_heads, groups, self.head_width)
+        return self.kernel(query, key, value, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)
+
     def _split(self, projected: Tensor, heads: int) -> Tensor:
-        return projected.unflatten(-1, (heads, self.head_width)).transpose(1, 2)
+        batch, length, _ = projected.shape
+        return projected.reshape(batch, length, heads, self.head_width).transpose(1, 2)

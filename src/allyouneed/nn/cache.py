@@ -46,10 +46,21 @@ class LayerCache:
             self._keys, self._values = self._room(keys), self._room(values)
             self._keys[:, :, : self.length] = held_keys
             self._values[:, :, : self.length] = held_values
-        self._keys[:, :, self.length : total] = keys
-        self._values[:, :, self.length : total] = values
+        new = keys.shape[2]
+        self._keys.narrow(2, self.length, new).copy_(keys)
+        self._values.narrow(2, self.length, new).copy_(values)
         self.length = total
-        return self._keys[:, :, :total], self._values[:, :, :total]
+        return self._keys.narrow(2, 0, total), self._values.narrow(2, 0, total)
+
+    def truncate(self, length: int) -> None:
+        """Forget the tokens after the first `length`; their room is kept.
+
+        Raises:
+            ValueError: fewer tokens are held, or a negative length.
+        """
+        if not 0 <= length <= self.length:
+            raise ValueError(f"a cache of {self.length} tokens cannot be cut to {length}: it must be from 0 to that")
+        self.length = length
 
     def _room(self, like: Tensor) -> Tensor:
         batch, heads, _, width = like.shape
@@ -74,6 +85,17 @@ class KeyValueCache:
     def __len__(self) -> int:
         """Count the tokens held for each sequence, padding included."""
         return self.layers[0].length
+
+    def truncate(self, length: int) -> None:
+        """Forget the tokens after the first `length` of each sequence, padding counted.
+
+        Raises:
+            ValueError: fewer tokens are held, or a negative length.
+        """
+        for layer in self.layers:
+            layer.truncate(length)
+        if self.present is not None:
+            self.present = self.present[:, :length]
 
     def joined(
         self, present: Bool[Tensor, "batch new"] | None, batch: int, new: int, device: torch.device

@@ -1,6 +1,7 @@
 """A decoder: a causal language model composed of blocks and a position scheme."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,9 @@ class Decoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm or nn.Identity()
-        self.head = None if tied else nn.Linear(width, vocabulary, bias=False)
+        self.head: Any = None if tied else nn.Linear(width, vocabulary, bias=False)
+        # Multiplies vectors by the output map.
+        self.map: Callable[[Tensor, Tensor], Tensor] = F.linear
         initialise_xavier(self)
 
     def forward(
@@ -110,9 +113,26 @@ class Decoder(nn.Module):
             cache.present = present
         return self.norm(hidden)
 
+    def last_logits(
+        self,
+        tokens: Int[Tensor, "batch length"],
+        *,
+        present: Bool[Tensor, "batch length"] | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Float[Tensor, "batch vocabulary"]:
+        """Give the logits of the token that follows the last, and no others; arguments as in `forward`."""
+        return self.logits(self.hidden(tokens, present=present, cache=cache)[:, -1])
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens that the model reads; None where its positions set no limit."""
+        return self.positions.limit
+
     def logits(self, hidden: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes vocabulary"]:
         """Map vectors to logits over the vocabulary."""
-        return F.linear(hidden, self.output_weight)
+        if self.head is not None and not isinstance(self.head, nn.Linear):
+            return self.head(hidden)
+        return self.map(hidden, self.output_weight)
 
     @property
     def output_weight(self) -> Float[Tensor, "vocabulary width"]:

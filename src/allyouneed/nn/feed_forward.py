@@ -1,6 +1,7 @@
 """Position-wise feed-forward layers."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -47,11 +48,20 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int, activation: Callable[[Tensor], Tensor] = F.silu, bias: bool = False):
         super().__init__()
-        self.gate = nn.Linear(width, hidden, bias=bias)
-        self.inner = nn.Linear(width, hidden, bias=bias)
+        self.gate: Any = nn.Linear(width, hidden, bias=bias)
+        self.inner: Any = nn.Linear(width, hidden, bias=bias)
         self.output = nn.Linear(hidden, width, bias=bias)
         self.activation = activation
+        self.joint: nn.Module | None = None
+
+    def join(self, joint: nn.Module) -> None:
+        """Compute gate and inner vector by one map, whose output has them side by side; their own maps are dropped."""
+        self.joint = joint
+        self.gate = self.inner = None
 
     def forward(self, hidden: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
         """Map each token by itself."""
+        if self.joint is not None:
+            gate, inner = self.joint(hidden).chunk(2, -1)
+            return self.output(self.activation(gate) * inner)
         return self.output(self.activation(self.gate(hidden)) * self.inner(hidden))

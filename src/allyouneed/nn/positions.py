@@ -1,6 +1,7 @@
 """How order enters a transformer: the seam that a position scheme plugs into, and the schemes that models share."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -19,16 +20,37 @@ class Rotation:
     cos: Float[Tensor, "#batch 1 length rotated"]
     sin: Float[Tensor, "#batch 1 length rotated"]
 
+    @cached_property
+    def signed_sin(self) -> Float[Tensor, "#batch 1 length rotated"]:
+        """The sines by which the other coordinate of a pair is multiplied."""
+        first, second = self.sin.chunk(2, dim=-1)
+        return torch.cat((-first, second), dim=-1)
+
+    @cached_property
+    def matrix(self) -> Float[Tensor, "rotated rotated"]:
+        """What multiplies row vectors at the only position, so as to turn them."""
+        cos, sin = self.cos.flatten(), self.signed_sin.flatten()
+        return torch.diag(cos) + torch.diag(sin).roll(len(cos) // 2, 0)
+
     def __call__(
         self, vectors: Float[Tensor, "batch heads length head_width"]
     ) -> Float[Tensor, "batch heads length head_width"]:
         """Turn the first `rotated` coordinates of each head's vectors; leave the others."""
         rotated = self.cos.shape[-1]
-        turning, still = vectors[..., :rotated], vectors[..., rotated:]
-        first, second = turning.chunk(2, dim=-1)
-        turned = turning * self.cos + torch.cat((-second, first), dim=-1) * self.sin
-        turned = turned.to(vectors.dtype)
-        return turned if still.shape[-1] == 0 else torch.cat((turned, still), dim=-1)
+        if vectors.shape[-1] == rotated:
+            return self._turned(vectors).to(vectors.dtype)
+        turned = self._turned(vectors[..., :rotated]).to(vectors.dtype)
+        return torch.cat((turned, vectors[..., rotated:]), dim=-1)
+
+    def _turned(self, vectors: Tensor) -> Tensor:
+        one_position = vectors.shape[-2] == 1 and not torch.is_grad_enabled()
+        # The same as below in fewer steps, which count where a token is written at a time.
+        if one_position and len(self.cos) == 1 and vectors.dtype == self.cos.dtype:
+            return (vectors.reshape(-1, vectors.shape[-1]) @ self.matrix).view(vectors.shape)
+        first, second = vectors.chunk(2, dim=-1)
+        if not one_position:
+            return vectors * self.cos + torch.cat((-second, first), dim=-1) * self.sin
+        return (vectors * self.cos).addcmul_(torch.cat((second, first), dim=-1), self.signed_sin)
 
 
 class PositionScheme(nn.Module):
@@ -36,7 +58,12 @@ class PositionScheme(nn.Module):
 
     As it stands this class gives a model no positions at all. A subclass overrides one of the three: absolute schemes
     add to the embeddings, rotary ones turn queries and keys, relative ones add a bias to the attention scores.
+
+    Attributes:
+        limit: the most tokens for which there are positions; None where there is no such limit.
     """
+
+    limit: int | None = None
 
     def embed(
         self, embeddings: Float[Tensor, "batch length width"], positions: Int[Tensor, "#batch length"]
@@ -73,6 +100,7 @@ class LearnedPositions(PositionScheme):
 
     def __init__(self, limit: int, width: int):
         super().__init__()
+        self.limit = limit
         self.table = nn.Embedding(limit, width)
 
     def embed(

@@ -1,7 +1,7 @@
 """Continuing prompts with a causal language model, several at a time, each as if it were alone."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -52,7 +52,6 @@ class LanguageModel(Protocol):
         ...
 
 
-@torch.inference_mode()
 def generate(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
@@ -62,6 +61,7 @@ def generate(
     stop: Collection[int] = (),
     seed: int = 0,
     use_cache: bool = True,
+    prefill_chunk: int | None = None,
     on_token: Callable[[int, int], object] | None = None,
 ) -> list[list[int]]:
     """Continue each prompt, and return what was added to it.
@@ -72,23 +72,69 @@ def generate(
     mode that it was in before.
 
     Args:
-        model: gives the logits.
+        model: gives the logits. Where it has `last_logits`, as `nn.Decoder` has, only the last place's are computed;
+            where it has a `context` that is not None, longer prompts are refused.
         prompts: the tokens of each prompt, at least one.
         new_tokens: the most tokens to add to a prompt.
-        sampling: how tokens are drawn; as the model has it (`Sampling()`) where None.
+        sampling: how tokens are drawn; as the model has it (`Sampling()`) where None. A repetition penalty looks at the
+            prompt and at what was added.
         stop: tokens that end a row. The one that did is not returned, so a row that was ended has fewer than
             `new_tokens` tokens.
         seed: of all draws; 0 or more.
         use_cache: whether the model keeps what it computed for earlier tokens. It changes the time, and the
             result by no more than rounding.
-        on_token: called with the row and the token as soon as one is added.
+        prefill_chunk: the most tokens of a prompt that are fed at a time, which bounds the memory that a long prompt
+            takes; all at once where None. Needs the cache.
+        on_token: called with the row and the token as soon as one is added. Where it returns True, that token is the
+            row's last.
 
     Raises:
-        ValueError: no prompts, a prompt of no tokens, fewer than one new token, a negative seed, or what the model
-            refuses, such as more tokens than it has positions for.
+        ValueError: no prompts, a prompt of no tokens or beyond the model's context, fewer than one new token, a
+            negative seed, chunks of fewer than one token or without a cache, or what the model refuses, such as more
+            tokens than it has positions for.
     """
     if len(prompts) == 0:
         raise ValueError("there are no prompts: generation needs at least one")
+    added: list[list[int]] = [[] for _ in prompts]
+    room = max(map(len, prompts)) + new_tokens
+    steps = continuations(
+        model,
+        prompts,
+        new_tokens=new_tokens,
+        sampling=sampling,
+        stop=stop,
+        seed=seed,
+        # The last token that is drawn is not fed to the model.
+        cache=model.new_cache(limit=room - 1, capacity=room - 1) if use_cache and room > 1 else None,
+        prefill_chunk=prefill_chunk,
+    )
+    ended = None
+    with closing(steps):
+        while True:
+            try:
+                row, token = steps.send(ended)
+            except StopIteration:
+                return added
+            added[row].append(token)
+            ended = on_token is not None and on_token(row, token) is True
+
+
+def continuations(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    new_tokens: int,
+    sampling: Sampling | None = None,
+    stop: Collection[int] = (),
+    seed: int = 0,
+    cache: Any = None,
+    prefill_chunk: int | None = None,
+) -> Generator[tuple[int, int], bool | None, None]:
+    """Check what `generate` is asked, and give the tokens one after the other, each with its row.
+
+    Whoever goes through them may `send` True after a token, and its row ends there. Arguments and errors are those of
+    `generate`; `cache` is a new one, None for none, or for one prompt a cache that holds its first tokens, not all.
+    """
     for row, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise ValueError(f"prompt {row} is empty: each needs at least one token")
@@ -96,39 +142,93 @@ def generate(
         raise ValueError(f"new_tokens {new_tokens} is out of range: it must be at least 1")
     if seed < 0:
         raise ValueError(f"seed {seed} is out of range: it must be at least 0")
-    sampling = sampling or Sampling()
+    if prefill_chunk is not None and (prefill_chunk < 1 or cache is None):
+        needed = "at least 1" if prefill_chunk < 1 else "None where there is no cache to keep earlier chunks"
+        raise ValueError(f"prefill_chunk {prefill_chunk} is out of range: it must be {needed}")
+    context = getattr(model, "context", None)
+    too_long = next((row for row, prompt in enumerate(prompts) if context is not None and len(prompt) > context), None)
+    if too_long is not None:
+        raise ValueError(
+            f"prompt {too_long} has {len(prompts[too_long])} tokens, more than the model's context of {context}: "
+            "shorten it"
+        )
+    held = 0 if cache is None else len(cache)
+    if held and (len(prompts) > 1 or held >= len(prompts[0])):
+        raise ValueError(f"a cache of {held} tokens needs one prompt that is longer: got {list(map(len, prompts))}")
+    return _continue(model, prompts, new_tokens, sampling or Sampling(), stop, seed, cache, held, prefill_chunk)
+
+
+def _continue(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    sampling: Sampling,
+    stop: Collection[int],
+    seed: int,
+    cache: Any,
+    held: int,
+    prefill_chunk: int | None,
+) -> Generator[tuple[int, int], bool | None, None]:
     device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     generators = [_row_generator(seed, row) for row in range(len(prompts))]
-    tokens, present = _pad_left(prompts, device)
-    added: list[list[int]] = [[] for _ in prompts]
+    fed, present = _pad_left([prompt[held:] for prompt in prompts], device)
     running = set(range(len(prompts)))
-    # The last token that is drawn is not fed to the model.
-    room = tokens.shape[1] + new_tokens - 1
-    cache = model.new_cache(limit=room, capacity=room) if use_cache else None
+    seen = None
     with _evaluating(model):
-        fed, fed_present = tokens, present
         for _ in range(new_tokens):
-            # Without padding the model may take a faster way.
-            known = None if bool(fed_present.all()) else fed_present
-            drawn = sample(model(fed, present=known, cache=cache)[:, -1], sampling, generators)
+            logits = _last_logits(model, fed, present, cache, prefill_chunk)
+            if sampling.repetition_penalty != 1 and seen is None:
+                seen = _tokens_of(prompts, logits)
+            drawn = sample(logits, sampling, generators, seen)
             for row, token in enumerate(drawn.tolist()):
                 if row not in running:
                     continue
                 if token in stop:
                     running.remove(row)
                     continue
-                added[row].append(token)
-                if on_token is not None:
-                    on_token(row, token)
+                if seen is not None:
+                    seen[row, token] = True
+                if (yield row, token) is True:
+                    running.remove(row)
             if not running:
-                break
+                return
             # A row that has ended is fed padding, which takes up no position.
             still = torch.tensor([[row in running] for row in range(len(prompts))], device=device)
             if cache is None:
-                fed, fed_present = torch.cat((fed, drawn[:, None]), 1), torch.cat((fed_present, still), 1)
+                fed, present = torch.cat((fed, drawn[:, None]), 1), torch.cat((present, still), 1)
             else:
-                fed, fed_present = drawn[:, None], still
-    return added
+                fed, present = drawn[:, None], still
+
+
+@torch.inference_mode()
+def _last_logits(
+    model: Any,
+    tokens: Int[Tensor, "batch length"],
+    present: Bool[Tensor, "batch length"],
+    cache: Any,
+    chunk: int | None,
+) -> Float[Tensor, "batch vocabulary"]:
+    """Give the logits of the token that follows the last; feed all in chunks of some size where one is given."""
+    logits = None
+    size = chunk or tokens.shape[1]
+    for part, there in zip(tokens.split(size, 1), present.split(size, 1), strict=True):
+        # Without padding the model may take a faster way.
+        known = None if bool(there.all()) else there
+        if hasattr(model, "last_logits"):
+            logits = model.last_logits(part, present=known, cache=cache)
+        else:
+            logits = model(part, present=known, cache=cache)[:, -1]
+    assert logits is not None
+    return logits
+
+
+def _tokens_of(
+    prompts: Sequence[Sequence[int]], logits: Float[Tensor, "batch vocabulary"]
+) -> Bool[Tensor, "batch vocabulary"]:
+    seen = torch.zeros(logits.shape, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        seen[row, torch.as_tensor(prompt)] = True
+    return seen.to(logits.device)
 
 
 def _pad_left(

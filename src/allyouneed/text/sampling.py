@@ -2,23 +2,27 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn; the filters work in this order: temperature, top-k, top-p.
+    """How a token is drawn; the filters work in this order: repetition penalty, temperature, top-k, top-p, min-p.
 
     Attributes:
         temperature: what logits are divided by. 0 is greedy: the likeliest token, the first of several that tie.
         top_k: only tokens as likely as the k-th likeliest may be drawn (Fan et al. 2018); all where None.
         top_p: only the likeliest tokens may be drawn, as few as together have this probability
             (Holtzman et al. 2020); all where None.
+        min_p: only tokens with at least this share of the likeliest token's probability may be drawn
+            (Nguyen et al. 2024); all where None.
+        repetition_penalty: what the logits of tokens that were seen are divided by where they are positive, and
+            multiplied by where they are negative (Keskar et al. 2019, section 4.1). Above 1, repetition becomes rarer.
 
     Raises:
         ValueError: a value out of its range.
@@ -27,6 +31,8 @@ class Sampling:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -36,6 +42,12 @@ class Sampling:
             raise ValueError(f"top_k {self.top_k} is out of range: it must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p {self.top_p} is out of range: it must be above 0 and at most 1")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p {self.min_p} is out of range: it must be from 0 to 1")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(
+                f"repetition_penalty {self.repetition_penalty} is out of range: it must be finite and above 0"
+            )
 
     @classmethod
     def greedy(cls) -> "Sampling":
@@ -43,12 +55,22 @@ class Sampling:
         return cls(temperature=0.0)
 
 
-def probabilities(logits: Float[Tensor, "batch vocabulary"], sampling: Sampling) -> Float32[Tensor, "batch vocabulary"]:
+def probabilities(
+    logits: Float[Tensor, "batch vocabulary"],
+    sampling: Sampling,
+    seen: Bool[Tensor, "batch vocabulary"] | None = None,
+) -> Float32[Tensor, "batch vocabulary"]:
     """Give the probability with which each token is drawn: 0 for those that the filters hold back.
 
+    Args:
+        logits: of the next token.
+        sampling: how it is drawn.
+        seen: True for tokens that a row has had; a repetition penalty needs it.
+
     Raises:
-        ValueError: logits with NaN or +∞ in them, or with -∞ for every token.
+        ValueError: logits with NaN or +∞ in them, or with -∞ for every token; a repetition penalty without `seen`.
     """
+    logits = _penalised(logits, sampling, seen)
     highest = _highest(logits)
     if sampling.temperature == 0:
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
@@ -58,6 +80,9 @@ def probabilities(logits: Float[Tensor, "batch vocabulary"], sampling: Sampling)
         scaled = _keep_top_k(scaled, sampling.top_k)
     if sampling.top_p is not None:
         scaled = _keep_top_p(scaled, sampling.top_p)
+    if sampling.min_p is not None:
+        # The highest is 0: what remains of a probability when it is divided by the highest one.
+        scaled = scaled.masked_fill(scaled.exp() < sampling.min_p, -torch.inf)
     return scaled.softmax(-1)
 
 
@@ -65,6 +90,7 @@ def sample(
     logits: Float[Tensor, "batch vocabulary"],
     sampling: Sampling,
     generator: torch.Generator | Sequence[torch.Generator],
+    seen: Bool[Tensor, "batch vocabulary"] | None = None,
 ) -> Int64[Tensor, " batch"]:
     """Draw a token for each row.
 
@@ -75,22 +101,26 @@ def sample(
         sampling: how it is drawn.
         generator: one for all rows, or one for each row, so that a row's draws do not depend on the others. With
             generators of the CPU the draws are the same on every device.
+        seen: True for tokens that a row has had; a repetition penalty needs it.
 
     Raises:
-        ValueError: logits with NaN or +∞ in them, or with -∞ for every token; generators not as many as rows.
+        ValueError: logits with NaN or +∞ in them, or with -∞ for every token; generators not as many as rows; a
+            repetition penalty without `seen`.
     """
     batch = len(logits)
     if not isinstance(generator, torch.Generator) and len(generator) != batch:
         raise ValueError(f"{len(generator)} generators for {batch} rows: there must be one for all or one for each")
+    logits = _penalised(logits, sampling, seen)
     if sampling.temperature == 0:
-        _highest(logits)
-        return logits.argmax(-1)
+        likeliest = logits.argmax(-1)
+        _check_highest(logits.gather(-1, likeliest[:, None]))
+        return likeliest
     if isinstance(generator, torch.Generator):
         draws = _uniform(batch, generator)
     else:
         draws = torch.cat([_uniform(1, one) for one in generator])
     # In 64 bits, which some devices lack, so that rare tokens of a large vocabulary keep their probability.
-    cumulative = probabilities(logits, sampling).cpu().double().cumsum(-1)
+    cumulative = probabilities(logits, replace(sampling, repetition_penalty=1.0)).cpu().double().cumsum(-1)
     cumulative /= cumulative[:, -1:].clone()
     # The first token whose cumulative probability exceeds the draw: its own probability is then not 0.
     return torch.searchsorted(cumulative, draws[:, None], right=True).squeeze(1).to(logits.device)
@@ -102,12 +132,27 @@ def _uniform(count: int, generator: torch.Generator) -> Float64[Tensor, " _"]:
 
 def _highest(logits: Float[Tensor, "batch vocabulary"]) -> Float[Tensor, "batch 1"]:
     highest = logits.amax(-1, keepdim=True)
+    _check_highest(highest)
+    return highest
+
+
+def _check_highest(highest: Float[Tensor, "batch 1"]) -> None:
     if not highest.isfinite().all():
         row = int((~highest.isfinite()).squeeze(1).nonzero()[0])
         raise ValueError(
             f"no token can be drawn from row {row}, whose highest logit is {float(highest[row])}: it must be finite"
         )
-    return highest
+
+
+def _penalised(
+    logits: Float[Tensor, "batch vocabulary"], sampling: Sampling, seen: Bool[Tensor, "batch vocabulary"] | None
+) -> Float[Tensor, "batch vocabulary"]:
+    penalty = sampling.repetition_penalty
+    if penalty == 1:
+        return logits
+    if seen is None:
+        raise ValueError(f"the repetition penalty {penalty} needs to know which tokens were seen, and `seen` is None")
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def _keep_top_k(logits: Float32[Tensor, "batch vocabulary"], k: int) -> Float32[Tensor, "batch vocabulary"]:

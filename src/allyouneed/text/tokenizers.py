@@ -127,7 +127,8 @@ class BytePairTokenizer:
     """Byte-level byte-pair encoding, as in GPT-2 (Radford et al. 2019, section 2.2), by Hugging Face tokenizers.
 
     Every byte is a token, so any text can be encoded. A tokenizer made by `train` gives back every text as it was; one
-    made elsewhere may have been set up to normalise text, and then does so here.
+    made elsewhere may have been set up to normalise text, and then does so here, or may lack tokens for rare bytes (as
+    SmolLM2's does for some control characters), which it then drops.
 
     Args:
         tokenizer: a byte-level BPE tokenizer. It is changed: special tokens are no longer found in text, and nothing is
@@ -220,6 +221,15 @@ class BytePairTokenizer:
             ValueError: half of a surrogate pair, which has no UTF-8.
         """
         return [token for tokens in self._encoded(text) for token in tokens]
+
+    def encode_framed(self, text: str) -> list[int]:
+        """Give the tokens of a text between the special tokens that the published model expects around one, if any.
+
+        Raises:
+            ValueError: half of a surrogate pair, which has no UTF-8.
+        """
+        _utf8(text)
+        return self._tokenizer.encode(text).ids
 
     def encode_to_tensor(self, text: str) -> Int32[Tensor, " tokens"]:
         """Give the tokens of a text in four bytes each; ten million characters take seconds, not minutes.

@@ -1,0 +1,32 @@
+"""Checkpoint formats, in and out: folders in the usual layout (`config.json` and safetensors), and GGUF files.
+
+Knows no model: a room that owns an architecture derives it from `Pretrained` and says how its weights are named. No
+pickle is ever read, and no file is believed: every count and length is checked against what is there.
+"""
+
+from .config import refuse_unless, required
+from .errors import CheckpointFormatError, UnsupportedError, WeightsError
+from .names import Name, same, stacked, transposed
+from .opening import open_model
+from .pretrained import Pretrained
+from .quantizing import Quantization
+from .stored import QuantizedBlocks, StoredModel
+from .writing import write_model
+
+__all__ = [
+    "CheckpointFormatError",
+    "Name",
+    "Pretrained",
+    "Quantization",
+    "QuantizedBlocks",
+    "StoredModel",
+    "UnsupportedError",
+    "WeightsError",
+    "open_model",
+    "refuse_unless",
+    "required",
+    "same",
+    "stacked",
+    "transposed",
+    "write_model",
+]

@@ -1,0 +1,56 @@
+"""Reading a checkpoint's `config.json`: a value is there and of its type, or the error says so."""
+
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+from .errors import UnsupportedError
+
+_Value = TypeVar("_Value")
+_ABSENT = object()
+
+
+def refuse_unless(config: Mapping[str, Any], key: str, allowed: Collection[Any], *, absent: Any = _ABSENT) -> None:
+    """Refuse a configuration in which a key has a value that is not built here.
+
+    Args:
+        config: of a checkpoint.
+        key: what to look at.
+        allowed: the values that are accepted.
+        absent: what the architecture takes where the key is absent; where it is not given, absence is accepted.
+
+    Raises:
+        UnsupportedError: another value, named with those that would be accepted.
+    """
+    value = config.get(key, absent)
+    # Compared one by one, since a value may be a list or a mapping, and True is not 1 here.
+    if value is _ABSENT or any(type(value) is type(other) and value == other for other in allowed):
+        return
+    said = "is absent, which means" if key not in config else "is"
+    choices = " or ".join(repr(other) for other in allowed)
+    raise UnsupportedError(f"config.json: {key} {said} {value!r}; only {choices} is supported here")
+
+
+def required(config: Mapping[str, Any], key: str, kind: type[_Value], default: Any = _ABSENT) -> _Value:
+    """Return a value of a configuration, checked for its type.
+
+    Args:
+        config: of a checkpoint.
+        key: what to return.
+        kind: int, float, bool or str; a whole number is accepted as a float. Numbers must not be negative.
+        default: taken where the key is absent or null; where it is not given, the key must be there.
+
+    Raises:
+        UnsupportedError: the key is absent without a default, or its value has another type.
+    """
+    value = config.get(key)
+    if value is None:
+        if default is _ABSENT:
+            raise UnsupportedError(f"config.json has no {key}, which must be given")
+        value = default
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UnsupportedError(f"config.json: {key} is {value!r}; it must be of type {kind.__name__}")
+    if kind in (int, float) and not 0 <= value < float("inf"):  # pyright: ignore[reportOperatorIssue]
+        raise UnsupportedError(f"config.json: {key} is {value!r}; it must be a finite number, not below zero")
+    return value

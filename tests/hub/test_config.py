@@ -1,0 +1,43 @@
+"""Values of a configuration are there and of their type, or the error names them."""
+
+from typing import Any
+
+import pytest
+
+from allyouneed.hub import UnsupportedError, refuse_unless, required
+
+
+@pytest.mark.parametrize("config", [{}, {"act": "relu"}, {"act": None}])
+def test_accepted_values_pass(config: dict[str, Any]) -> None:
+    refuse_unless(config, "act", ("relu", None))
+
+
+def test_other_values_are_named() -> None:
+    with pytest.raises(UnsupportedError, match="act is 'tanh'; only 'relu' or 'gelu' is supported here"):
+        refuse_unless({"act": "tanh"}, "act", ("relu", "gelu"))
+    with pytest.raises(UnsupportedError, match="window is absent, which means 4096; only None"):
+        refuse_unless({}, "window", (None,), absent=4096)
+    with pytest.raises(UnsupportedError, match=r"scaling is \{'factor': 2\}"):
+        refuse_unless({"scaling": {"factor": 2}}, "scaling", (None,))
+    with pytest.raises(UnsupportedError, match="bias is 1; only True"):
+        refuse_unless({"bias": 1}, "bias", (True,))
+
+
+def test_required_values() -> None:
+    assert required({"width": 4}, "width", int) == 4
+    assert required({"epsilon": 1}, "epsilon", float) == 1.0
+    assert required({}, "epsilon", float, 0.5) == 0.5
+    assert required({"tied": None}, "tied", bool, True) is True
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [("4", int), (True, int), (4.0, int), (-1, int), (float("nan"), float), (float("inf"), float)]
+)
+def test_wrong_values_are_named(value: object, kind: type) -> None:
+    with pytest.raises(UnsupportedError, match=f"width is {value!r}"):
+        required({"width": value}, "width", kind)
+
+
+def test_a_missing_value_is_named() -> None:
+    with pytest.raises(UnsupportedError, match="no width"):
+        required({}, "width", int)

@@ -1,0 +1,50 @@
+"""The published models as they are, where they were fetched."""
+
+import pytest
+import torch
+
+import allyouneed
+from allyouneed.data import is_present
+from allyouneed.data.assets import stand_in
+from allyouneed.hub import StoredModel, open_model
+
+
+def opened(name: str) -> StoredModel:
+    if stand_in(name) is not None or not is_present(name):
+        pytest.skip(f"{name} is not in the cache: run `allyouneed fetch {name}`")
+    return open_model(name)
+
+
+def test_smollm2_is_read() -> None:
+    stored = opened("smollm2-135m-instruct")
+    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    assert [stored.config[key] for key in sizes] == [49152, 576, 30, 9, 3]
+    assert stored.config["tie_word_embeddings"]
+    assert len(stored.names()) == 272
+    kinds = {}
+    for name in stored.names():
+        if len(stored.shape(name)) == 2 and ".0." in name:
+            blocks = stored.blocks(name)
+            assert blocks is not None
+            kinds[blocks.kind] = name
+            assert torch.equal(blocks.dequantized(), stored.read(name)), name
+    assert set(kinds) == {"Q4_1"}
+    assert set(stored.tokenizer().special_tokens) >= {"<|im_start|>", "<|im_end|>"}
+    assert "<|im_start|>assistant" in (stored.chat_template or "")
+
+
+def test_smollm2_knows_a_capital() -> None:
+    opened("smollm2-135m-instruct")
+    model, tokenizer = allyouneed.load("smollm2-135m-instruct")
+    with torch.no_grad():
+        logits = model(torch.tensor([tokenizer.encode("The capital of France is")]))
+    assert tokenizer.decode([int(logits[0, -1].argmax())]) == " Paris"
+
+
+def test_minilm_is_read() -> None:
+    stored = opened("all-minilm-l6-v2")
+    assert stored.config["architectures"] == ["BertModel"]
+    assert stored.shape("embeddings.word_embeddings.weight") == (30522, 384)
+    assert stored.dtype("embeddings.position_ids") == torch.int64
+    assert all(stored.read(name).isfinite().all() for name in stored.names() if "layer.0" in name)
+    assert stored.tokenizer().vocabulary == 30522

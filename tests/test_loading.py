@@ -1,0 +1,149 @@
+"""`allyouneed.load` finds the room that reads an architecture, and says what it cannot load."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import allyouneed
+from allyouneed.hub import UnsupportedError, WeightsError, open_model, write_model
+from allyouneed.text import BytePairTokenizer, ByteTokenizer
+
+STANDINS = Path(__file__).parent / "standins"
+
+
+@pytest.fixture
+def standins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ALLYOUNEED_STANDINS", str(STANDINS))
+    monkeypatch.setenv("ALLYOUNEED_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ALLYOUNEED_OFFLINE", "1")
+
+
+@pytest.mark.usefixtures("standins")
+def test_a_chat_model_by_name_and_by_every_kind_of_path(tmp_path: Path) -> None:
+    model, tokenizer = allyouneed.load("smollm2-135m-instruct")
+    assert isinstance(tokenizer, BytePairTokenizer)
+    tokens = torch.tensor([tokenizer.encode("In the beginning")])
+    with torch.no_grad():
+        expected = model(tokens)
+    template = open_model("smollm2-135m-instruct").chat_template
+    model.save_pretrained(tmp_path / "model", tokenizer, chat_template=template)
+    assert open_model(tmp_path / "model").chat_template == template
+    folder = STANDINS / "smollm2-135m-instruct"
+    for name in (folder, str(folder), folder / "SmolLM2-135M-Instruct.Q4_1.gguf", tmp_path / "model"):
+        again, same = allyouneed.load(name)
+        assert type(again) is type(model)
+        assert same.encode("In the beginning 12") == tokenizer.encode("In the beginning 12")
+        with torch.no_grad():
+            assert torch.equal(again(tokens), expected), name
+
+
+@pytest.mark.usefixtures("standins")
+@pytest.mark.parametrize("shard_bytes", [50_000, 1 << 30])
+def test_what_was_saved_is_what_transformers_loads(tmp_path: Path, shard_bytes: int) -> None:
+    transformers = pytest.importorskip("transformers")
+    model, tokenizer = allyouneed.load("smollm2-135m-instruct")
+    model.save_pretrained(tmp_path, tokenizer, shard_bytes=shard_bytes)
+    assert len(list(tmp_path.glob("*.safetensors"))) == (6 if shard_bytes == 50_000 else 1)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens = torch.tensor([tokenizer.encode("In the beginning God created the heavens")])
+    with torch.no_grad():
+        ours, expected = model(tokens), theirs(tokens).logits
+    assert float((ours - expected).norm() / expected.norm()) < 1e-5
+    assert theirs.config.eos_token_id == 2
+    text = "In the 12th year<|im_end|> \u00e9"
+    reference = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert reference.encode(text, add_special_tokens=False, split_special_tokens=True) == tokenizer.encode(text)
+
+
+@pytest.mark.usefixtures("standins")
+def test_types_and_quantisation_reach_the_model() -> None:
+    model, _ = allyouneed.load("smollm2-135m-instruct", dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    model, _ = allyouneed.load("smollm2-135m-instruct", quantize="int4")
+    assert any(type(module).__name__ == "Int4Linear" for module in model.modules())
+
+
+@pytest.mark.usefixtures("standins")
+def test_a_sentence_encoder() -> None:
+    pytest.importorskip("allyouneed.papers.bert")
+    model, tokenizer = allyouneed.load("all-minilm-l6-v2")
+    stored = open_model("all-minilm-l6-v2")
+    assert tokenizer.vocabulary == stored.config["vocab_size"]
+    assert not model.training
+    assert sum(parameter.numel() for parameter in model.parameters()) == sum(
+        stored.read(name).numel() for name in stored.names() if not name.endswith("position_ids")
+    )
+
+
+@pytest.mark.usefixtures("standins")
+def test_names_that_are_not_known(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no model is called 'smollm3': there are all-minilm-l6-v2, smollm2"):
+        allyouneed.load("smollm3")
+    with pytest.raises(ValueError, match="no model is called 'mnist'"):
+        allyouneed.load("mnist")
+    for name in ("models/missing.gguf", tmp_path / "missing", "../missing", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match="there is no model in"):
+            allyouneed.load(name)
+    with pytest.raises(FileNotFoundError, match=r"there is no folder nobody/nothing, and the hub's client said"):
+        allyouneed.load("nobody/nothing")
+
+
+def test_a_repository_is_brought_by_the_hubs_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    write_model(tmp_path, {"model_type": "mine"}, [("a", torch.zeros(1))])
+    asked = []
+
+    def download(repository: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
+        asked.append((repository, local_files_only))
+        assert "*.safetensors" in allow_patterns
+        assert not any("bin" in pattern for pattern in allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setenv("ALLYOUNEED_OFFLINE", "0")
+    assert open_model("owner/name").config == {"model_type": "mine"}
+    monkeypatch.setenv("ALLYOUNEED_OFFLINE", "1")
+    open_model("owner/name")
+    assert asked == [("owner/name", False), ("owner/name", True)]
+
+
+def test_an_architecture_that_is_not_read(tmp_path: Path) -> None:
+    write_model(tmp_path, {"model_type": "mamba", "architectures": ["MambaForCausalLM"]}, [("a", torch.zeros(1))])
+    with pytest.raises(UnsupportedError, match=r"model_type 'mamba' \(MambaForCausalLM\); these are read: bert, gpt2"):
+        allyouneed.load(tmp_path)
+    write_model(tmp_path, {}, [("a", torch.zeros(1))])
+    with pytest.raises(UnsupportedError, match="model_type None; these are read"):
+        allyouneed.load(tmp_path)
+
+
+def test_a_vocabulary_that_does_not_fit(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 255}
+    write_model(tmp_path, config, [("a", torch.zeros(1))], tokenizer=ByteTokenizer())
+    with pytest.raises(WeightsError, match="the tokenizer has 256 tokens, and the model knows only 255"):
+        allyouneed.load(tmp_path)
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    write_model(tmp_path, {"model_type": "llama"}, [("a", torch.zeros(1))])
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing"):
+        allyouneed.load(tmp_path)
+
+
+def test_the_package_is_light_until_it_loads() -> None:
+    code = (
+        "import sys, allyouneed; assert 'torch' not in sys.modules; assert 'load' in allyouneed.__all__; "
+        "import allyouneed.loading; assert callable(allyouneed.load)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="has no attribute 'lode'"):
+        allyouneed.lode  # noqa: B018
+
+
+def test_every_room_that_is_named_is_there() -> None:
+    from allyouneed import catalog, loading
+
+    rooms = {paper.room for paper in catalog.papers()}
+    assert {module.rpartition(".")[2] for module, _ in loading._ROOMS.values()} <= rooms
