@@ -3,8 +3,10 @@
 Same size, same weights, same batch, same optimiser, one thread, in 32 bits and under bf16 autocast, each as a user gets
 it. A line shows that both sides start from the same loss.
 
-- Our decoder and transformers' GPT2LMHeadModel: ours with the exact GELU and the loss that holds no matrix of logits,
-  theirs with the approximate GELU of GPT-2 and the loss on whole logits.
+- GPT-2 of our room and transformers' GPT2LMHeadModel: ours with the loss that holds no matrix of logits, theirs with the
+  loss on whole logits.
+- LLaMA of our room and transformers' LlamaForCausalLM, with half as many key-value heads as query heads: ours with the
+  same loss, theirs with the loss on whole logits.
 - The Transformer of our room and torch.nn.Transformer, between the same embeddings and output map, on sources and
   targets of different lengths with padding: ours with that loss, theirs with the loss on whole logits.
 
@@ -22,9 +24,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config as TheirGPT2Config
+from transformers import GPT2LMHeadModel, LlamaForCausalLM
+from transformers import LlamaConfig as TheirLlamaConfig
 
-from allyouneed.nn import Attention, Block, Decoder, EncoderDecoder, FeedForward, LearnedPositions, PreNorm
+from allyouneed.nn import Decoder, EncoderDecoder
+from allyouneed.papers.gpt2 import GPT2, GPT2Config
+from allyouneed.papers.llama1 import Llama, LlamaConfig, swiglu_hidden
 from allyouneed.papers.transformer import transformer, translation_loss
 from allyouneed.training import next_token_loss
 
@@ -33,22 +39,26 @@ WIDTH, LAYERS, HEADS, LENGTH, BATCH, VOCABULARY = 256, 6, 8, 128, 32, 4096
 STACK, SENTENCE, SENTENCES, PADDING = 3, 32, 64, 0
 
 
-def our_decoder() -> Decoder:
-    """Compose GPT-2's architecture from our parts."""
-    blocks = [
-        Block(
-            PreNorm(Attention(WIDTH, HEADS), nn.LayerNorm(WIDTH)),
-            PreNorm(FeedForward(WIDTH), nn.LayerNorm(WIDTH)),
+def our_decoder() -> GPT2:
+    """Make our GPT-2, without dropout."""
+    return GPT2(
+        GPT2Config(
+            vocabulary=VOCABULARY,
+            positions=LENGTH,
+            width=WIDTH,
+            layers=LAYERS,
+            heads=HEADS,
+            embedding_dropout=0.0,
+            attention_dropout=0.0,
+            residual_dropout=0.0,
         )
-        for _ in range(LAYERS)
-    ]
-    return Decoder(VOCABULARY, WIDTH, blocks, positions=LearnedPositions(LENGTH, WIDTH), norm=nn.LayerNorm(WIDTH))
+    )
 
 
 def their_decoder() -> GPT2LMHeadModel:
     """Make the reference model of the same size, without dropout."""
     return GPT2LMHeadModel(
-        GPT2Config(
+        TheirGPT2Config(
             vocab_size=VOCABULARY,
             n_positions=LENGTH,
             n_embd=WIDTH,
@@ -63,23 +73,15 @@ def their_decoder() -> GPT2LMHeadModel:
     )
 
 
-def copy_weights(theirs: GPT2LMHeadModel, ours: Decoder) -> None:
-    """Give ours the reference's weights; its linear maps are stored transposed, query, key and value in one."""
-    source = {name.removeprefix("transformer."): value for name, value in theirs.state_dict().items()}
-    weights = {"embedding.weight": source["wte.weight"], "positions.table.weight": source["wpe.weight"]}
-    for part in ("weight", "bias"):
-        weights[f"norm.{part}"] = source[f"ln_f.{part}"]
-        for index in range(LAYERS):
-            block, layer = f"blocks.{index}", f"h.{index}"
-            joint = source[f"{layer}.attn.c_attn.{part}"].t().chunk(3)
-            for name, value in zip(("query", "key", "value"), joint, strict=True):
-                weights[f"{block}.attention.sublayer.{name}.{part}"] = value
-            weights[f"{block}.attention.sublayer.output.{part}"] = source[f"{layer}.attn.c_proj.{part}"].t()
-            weights[f"{block}.feed_forward.sublayer.inner.{part}"] = source[f"{layer}.mlp.c_fc.{part}"].t()
-            weights[f"{block}.feed_forward.sublayer.output.{part}"] = source[f"{layer}.mlp.c_proj.{part}"].t()
-            weights[f"{block}.attention.norm.{part}"] = source[f"{layer}.ln_1.{part}"]
-            weights[f"{block}.feed_forward.norm.{part}"] = source[f"{layer}.ln_2.{part}"]
-    ours.load_state_dict(weights)
+def copy_weights(theirs: GPT2LMHeadModel, ours: GPT2) -> None:
+    """Give ours the reference's weights, by the names under which they are published."""
+    source, parameters = theirs.state_dict(), dict(ours.named_parameters())
+    with torch.no_grad():
+        for name in ours.weight_names():
+            own = [parameters[part] for part in name.ours]
+            values = name.split(source[name.theirs].clone(), [parameter.shape for parameter in own])
+            for parameter, value in zip(own, values, strict=True):
+                parameter.copy_(value)
 
 
 def steps(loss: Callable[[], Tensor], model: nn.Module, bf16: bool) -> Callable[[], float]:
@@ -169,6 +171,29 @@ def compare_decoders(count: int) -> None:
     theirs, ours = their_decoder(), our_decoder()
     copy_weights(theirs, ours)
     window = torch.randint(VOCABULARY, (BATCH, LENGTH + 1))
+    print(f"decoder of width {WIDTH}, {LAYERS} layers, length {LENGTH}, batch {BATCH}, vocabulary {VOCABULARY}")
+    compare(ours, theirs, *language_losses(ours, theirs, window), "transformers", count)
+
+
+def compare_llamas(count: int) -> None:
+    """Compare with transformers' LLaMA."""
+    torch.manual_seed(0)
+    ours = Llama(
+        LlamaConfig(VOCABULARY, WIDTH, LAYERS, HEADS, swiglu_hidden(WIDTH, 64), key_value_heads=HEADS // 2, tied=True)
+    )
+    theirs = LlamaForCausalLM(TheirLlamaConfig(**ours.to_config(), pad_token_id=None))
+    parameters = dict(ours.named_parameters())
+    stored = {name.theirs: name.join([parameters[own].detach() for own in name.ours]) for name in ours.weight_names()}
+    theirs.load_state_dict(stored | {"lm_head.weight": stored["model.embed_tokens.weight"]})
+    window = torch.randint(VOCABULARY, (BATCH, LENGTH + 1))
+    print(f"LLaMA of width {WIDTH}, {LAYERS} layers, length {LENGTH}, batch {BATCH}, vocabulary {VOCABULARY}")
+    compare(ours, theirs, *language_losses(ours, theirs, window), "transformers", count)
+
+
+def language_losses(
+    ours: Decoder, theirs: nn.Module, window: Tensor
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """Give the loss of the next token as each side computes it."""
     tokens, targets = window[:, :-1], window[:, 1:]
 
     def our_loss() -> Tensor:
@@ -179,8 +204,7 @@ def compare_decoders(count: int) -> None:
         logits = theirs(tokens).logits
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
-    print(f"decoder of width {WIDTH}, {LAYERS} layers, length {LENGTH}, batch {BATCH}, vocabulary {VOCABULARY}")
-    compare(ours, theirs, our_loss, their_loss, "transformers", count)
+    return our_loss, their_loss
 
 
 def compare_encoder_decoders(count: int) -> None:
@@ -212,13 +236,14 @@ def compare_encoder_decoders(count: int) -> None:
 
 
 def main() -> None:
-    """Time both comparisons."""
+    """Time all comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=15, help="counted pairs of steps, after two that are not")
     count = parser.parse_args().steps
     torch.set_num_threads(1)
     print("one thread; ratios above 1 say that ours is faster")
     compare_decoders(count)
+    compare_llamas(count)
     compare_encoder_decoders(count)
 
 

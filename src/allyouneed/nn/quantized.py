@@ -10,7 +10,7 @@ row of 4-bit ones that is twice as long, over its input twice. On processors wit
 torch's kernel for 8 bits, which has one scale for a whole row, and here each group has its own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -30,11 +30,15 @@ GROUP = 32
 _GROUPS = (32, 64, 128, 256)
 # The kernel stores rows in tiles; with so many rows every processor's tiles are full.
 _TILE = 64
+_PACKED_AT_ONCE = 16 * _TILE
 
 
 # Looked up once: a look-up takes longer than a conversion.
 _multiply: Any = getattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
 _multiply = getattr(_multiply, "default", _multiply)
+
+
+_Half = tuple[Tensor, Tensor, Tensor]
 
 
 def packed_kernel() -> Kernel:
@@ -132,21 +136,31 @@ class _QuantizedLinear(nn.Module):
     def _with_bias(self, mapped: Tensor) -> Tensor:
         return mapped if self.bias is None else mapped + self.bias.to(mapped.dtype)
 
-    def _pack(self, halves: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
-        """Keep what the kernel reads; each half is its 4-bit integers, scale and zero. Called last by constructors."""
-        self._halves = len(halves)
+    def _pack(self, halves: Callable[[slice], Sequence[_Half]]) -> None:
+        """Keep what the kernel reads. Called last by constructors.
+
+        Args:
+            halves: gives, for some rows, 4-bit integers, scales and zeros, once or twice side by side. Asked for some
+                tiles of rows at a time, since torch's packer wants each integer in 32 bits.
+        """
+        self._halves = 0
         self._packed: Tensor | None = None
         self._scale_and_zero = torch.empty(0)
         if packed_kernel() == "dequantised" or self.scale.device.type != "cpu":
             return
-        missing = -self.out_features % _TILE
-        quants = F.pad(torch.cat([half[0] for half in halves], 1).to(torch.int32), (0, 0, 0, missing))
-        scale, zero = (
-            F.pad(torch.cat([half[part] for half in halves], 1).to(torch.bfloat16), (0, 0, 0, missing))
-            for part in (1, 2)
-        )
-        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(quants, 1)
-        self._scale_and_zero = torch.stack((scale.t(), zero.t()), -1).contiguous()
+        packed, scales_and_zeros = [], []
+        for start in range(0, self.out_features, _PACKED_AT_ONCE):
+            rows = slice(start, min(start + _PACKED_AT_ONCE, self.out_features))
+            parts = halves(rows)
+            missing = (0, 0, 0, -(rows.stop - rows.start) % _TILE)
+            quants, scale, zero = (torch.cat([part[place] for part in parts], 1) for place in range(3))
+            quants = F.pad(quants.to(torch.int32), missing)
+            packed.append(torch.ops.aten._convert_weight_to_int4pack_for_cpu(quants, 1))
+            both = torch.stack((scale.to(torch.bfloat16), zero.to(torch.bfloat16)), -1)
+            scales_and_zeros.append(F.pad(both, (0, 0, *missing)))
+            self._halves = len(parts)
+        self._packed = torch.cat(packed)
+        self._scale_and_zero = torch.cat(scales_and_zeros).transpose(0, 1).contiguous()
 
     def _integers(self, rows: Tensor | slice) -> Tensor:
         raise NotImplementedError
@@ -185,7 +199,11 @@ class Int4Linear(_QuantizedLinear):
         # Two to a byte: the first of a pair in the lower half.
         self.register_buffer("quants", quants[:, ::2] | (quants[:, 1::2] << 4))
         lowest = torch.zeros_like(scale) if minimum is None else minimum
-        self._pack([(quants, scale, lowest.float() + 8 * scale.float())])
+
+        def whole(rows: slice) -> list[_Half]:
+            return [(quants[rows], scale[rows], lowest[rows].float() + 8 * scale[rows].float())]
+
+        self._pack(whole)
 
     def _integers(self, rows: Tensor | slice) -> Tensor:
         pairs: Any = self.quants
@@ -248,9 +266,12 @@ class Int8Linear(_QuantizedLinear):
     def __init__(self, quants: Tensor, scale: Tensor, bias: Tensor | None):
         super().__init__(quants, scale, None, bias)
         self.register_buffer("quants", quants.detach())
-        high, low = (quants >> 4) + 8, quants & 15
-        exact = scale.float()
-        self._pack([(high, 16 * exact, torch.zeros_like(exact)), (low, exact, 8 * exact)])
+
+        def high_and_low(rows: slice) -> list[_Half]:
+            integers, exact = quants[rows], scale[rows].float()
+            return [((integers >> 4) + 8, 16 * exact, torch.zeros_like(exact)), (integers & 15, exact, 8 * exact)]
+
+        self._pack(high_and_low)
 
     def _integers(self, rows: Tensor | slice) -> Tensor:
         integers: Any = self.quants
