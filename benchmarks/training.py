@@ -3,8 +3,8 @@
 Same size, same weights, same batch, same optimiser, one thread, in 32 bits and under bf16 autocast, each as a user gets
 it. A line shows that both sides start from the same loss.
 
-- GPT-2 of our room and transformers' GPT2LMHeadModel: ours with the loss that holds no matrix of logits, theirs with the
-  loss on whole logits.
+- GPT-2 of our room and transformers' GPT2LMHeadModel: ours with the loss that holds no matrix of logits, theirs with
+  the loss on whole logits.
 - LLaMA of our room and transformers' LlamaForCausalLM, with half as many key-value heads as query heads: ours with the
   same loss, theirs with the loss on whole logits.
 - The Transformer of our room and torch.nn.Transformer, between the same embeddings and output map, on sources and

@@ -62,9 +62,9 @@ def test_the_figure_has_both_arms_of_the_headline(smoke: Run) -> None:
     assert list(drawn) == ["GRU with attention", "Transformer"]
     for arm, line in zip(("gru", "transformer"), drawn.values(), strict=True):
         (result,) = [result for result in smoke.trials if result.arm == arm]
-        numbers = range(1, len(result.config["points"]) + 1)
-        assert list(line.get_xdata()) == [result.metrics[f"teraflops_{number}"] for number in numbers]
-        assert line.get_ydata()[-1] == result.metrics["bleu"]
+        shares = result.config["points"]
+        assert list(line.get_xdata()) == [share * result.config["teraflops"] for share in shares]
+        assert list(line.get_ydata()) == [result.metrics["bleu_1"], result.metrics["bleu"]]
     assert "training compute" in svg(figure)
 
 

@@ -21,10 +21,12 @@ def figure(trials: Sequence[TrialResult]) -> "Figure":
     """Draw BLEU over training compute for the two arms of the headline, which table 2 has side by side."""
 
     def points(result: TrialResult) -> dict[float, float]:
-        count = len(result.config["points"])
-        numbers = range(1, count + 1)
-        scores = [result.metrics["bleu" if number == count else f"bleu_{number}"] for number in numbers]
-        return {result.metrics[f"teraflops_{number}"]: score for number, score in zip(numbers, scores, strict=True)}
+        shares = result.config["points"]
+        names = [*(f"bleu_{number}" for number in range(1, len(shares))), "bleu"]
+        # The compute that was asked for: what was spent differs from it, and between seeds, by less than a step.
+        return {
+            share * result.config["teraflops"]: result.metrics[name] for share, name in zip(shares, names, strict=True)
+        }
 
     def finish(axes: Any) -> None:
         axes.set_ylim(bottom=0)
