@@ -7,6 +7,7 @@ it. A line shows that both sides start from the same loss.
   the loss on whole logits.
 - LLaMA of our room and transformers' LlamaForCausalLM, with half as many key-value heads as query heads: ours with the
   same loss, theirs with the loss on whole logits.
+- BERT of our room and transformers' BertForMaskedLM, on rows of which 15 % of the tokens are to be restored.
 - The Transformer of our room and torch.nn.Transformer, between the same embeddings and output map, on sources and
   targets of different lengths with padding: ours with that loss, theirs with the loss on whole logits.
 
@@ -24,11 +25,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import BertConfig as TheirBertConfig
+from transformers import BertForMaskedLM, GPT2LMHeadModel, LlamaForCausalLM
 from transformers import GPT2Config as TheirGPT2Config
-from transformers import GPT2LMHeadModel, LlamaForCausalLM
 from transformers import LlamaConfig as TheirLlamaConfig
 
 from allyouneed.nn import Decoder, EncoderDecoder
+from allyouneed.papers.bert import IGNORED, Bert, BertConfig, MaskedLanguageModel, masked_loss
 from allyouneed.papers.gpt2 import GPT2, GPT2Config
 from allyouneed.papers.llama1 import Llama, LlamaConfig, swiglu_hidden
 from allyouneed.papers.transformer import transformer, translation_loss
@@ -190,6 +193,32 @@ def compare_llamas(count: int) -> None:
     compare(ours, theirs, *language_losses(ours, theirs, window), "transformers", count)
 
 
+def compare_masked_models(count: int) -> None:
+    """Compare with transformers' BERT."""
+    torch.manual_seed(0)
+    sizes = BertConfig(VOCABULARY, WIDTH, LAYERS, HEADS, 4 * WIDTH, LENGTH, dropout=0.0, attention_dropout=0.0)
+    ours = MaskedLanguageModel(Bert(sizes))
+    config = {key: value for key, value in ours.to_config().items() if key != "architectures"}
+    theirs = BertForMaskedLM(TheirBertConfig(**config))
+    own, target = dict(ours.named_parameters()), dict(theirs.named_parameters())
+    with torch.no_grad():
+        for name in ours.weight_names():
+            target[name.theirs].copy_(own[name.ours[0]])
+    tokens = torch.randint(1, VOCABULARY, (BATCH, LENGTH))
+    segments = torch.zeros_like(tokens)
+    targets = torch.where(torch.rand(tokens.shape) < 0.15, tokens, IGNORED)
+
+    def our_loss() -> Tensor:
+        total, number = masked_loss(ours, (tokens, segments, targets))
+        return total / number
+
+    def their_loss() -> Tensor:
+        return theirs(tokens, token_type_ids=segments, labels=targets).loss
+
+    print(f"masked model of width {WIDTH}, {LAYERS} layers, length {LENGTH}, batch {BATCH}, vocabulary {VOCABULARY}")
+    compare(ours, theirs, our_loss, their_loss, "transformers", count)
+
+
 def language_losses(
     ours: Decoder, theirs: nn.Module, window: Tensor
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
@@ -244,6 +273,7 @@ def main() -> None:
     print("one thread; ratios above 1 say that ours is faster")
     compare_decoders(count)
     compare_llamas(count)
+    compare_masked_models(count)
     compare_encoder_decoders(count)
 
 

@@ -1,7 +1,8 @@
 """Language Models are Unsupervised Multitask Learners: GPT-2 (Radford et al. 2019)."""
 
-from .byte_pairs import PATTERN, ByteLevelBPE, byte_characters, learn_merges, words
+from .byte_pairs import ByteLevelBPE
 from .gpt2 import GPT2, SIZES, GPT2Config, initialise
+from .merges import PATTERN, byte_characters, learn_merges, words
 from .prompts import first_sentences, question_prompt, summary_prompt, translation_prompt
 
 __all__ = [
