@@ -103,7 +103,8 @@ print(used.ru_utime + used.ru_stime, heavy, file=sys.stderr)
         assert heavy.strip() == "[]"
         assert ended.stdout.count("\n") == 52
         seconds.append(float(used))
-    assert min(seconds) < 0.3
+    # torch alone takes a second or more; what is left are the libraries of the command line.
+    assert min(seconds) < 0.5
 
 
 # show

@@ -306,6 +306,8 @@ def chat(
 
     try:
         sampling = Sampling(temperature, top_p=top_p, repetition_penalty=repetition_penalty)
+        if quantize not in (None, "int8", "int4"):
+            raise ValueError(f"quantize is {quantize!r}; it must be 'int8' or 'int4'")
         if seed < 0 or new_tokens < 1:
             raise ValueError(f"seed {seed} must be at least 0, and new_tokens {new_tokens} at least 1")
     except ValueError as error:
