@@ -327,7 +327,7 @@ def _open_chat(name: str, quantize: str | None, terminal: "Terminal") -> "ChatMo
     """Load a model with its tokenizer and chat template."""
     from allyouneed.data import AssetError
     from allyouneed.hub import open_model
-    from allyouneed.loading import load
+    from allyouneed.loading import load_opened
     from allyouneed.text import LocalChat
 
     try:
@@ -335,7 +335,7 @@ def _open_chat(name: str, quantize: str | None, terminal: "Terminal") -> "ChatMo
         stored = open_model(name)
         if stored.chat_template is None:
             _fail(f"{name} has no chat template: it was not made for conversations. Choose one that was: {_CHAT_MODEL}")
-        loaded, tokenizer = load(name, quantize=quantize)  # pyright: ignore[reportArgumentType]
+        loaded, tokenizer = load_opened(stored, quantize=quantize)  # pyright: ignore[reportArgumentType]
         names = {token: text for text, token in tokenizer.special_tokens.items()}
         ids = {key: stored.config.get(f"{key}_id") for key in ("bos_token", "eos_token")}
         variables = {key: names[token] for key, token in ids.items() if token in names}

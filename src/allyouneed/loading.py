@@ -47,7 +47,17 @@ def load(
         WeightsError: weights or a vocabulary that do not fit the model, named.
         AssetError: the asset could not be fetched.
     """
-    stored = open_model(name)
+    return load_opened(open_model(name), dtype=dtype, device=device, quantize=quantize)
+
+
+def load_opened(
+    stored: StoredModel,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    quantize: Quantization | None = None,
+) -> tuple[Pretrained, Tokenizer]:
+    """Load the model and tokenizer of an opened checkpoint; arguments, results and errors as in `load`."""
     model_class = _room_of(stored)
     tokenizer = model_class.read_tokenizer(stored)
     known = stored.config.get("vocab_size")

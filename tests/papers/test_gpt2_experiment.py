@@ -1,4 +1,4 @@
-"""GPT-2's experiment: every scale can run, sizes are compared alike, and what is recorded follows from its trials."""
+"""GPT-2's experiment: every scale can run, and sizes are compared alike."""
 
 import dataclasses
 import inspect
@@ -12,11 +12,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from allyouneed import catalog
 from allyouneed.data import corpus
 from allyouneed.data.batches import RandomWindows
 from allyouneed.data.brown import TaggedText
-from allyouneed.evidence import Context, Run, Task, TrialResult, read_results, run, verify
+from allyouneed.evidence import Context, Run, Task, TrialResult, run
 from allyouneed.evidence.figures import svg
 from allyouneed.papers.gpt2 import ByteLevelBPE, strings, texts, trials
 from allyouneed.papers.gpt2.experiment import EXPERIMENT, LARGEST, SIZES
@@ -124,12 +123,6 @@ class TestScales:
         own = {"task": "zero-shot", "layers": 1, "width": 1, "heads": 1, "learning_rate": 1.0}
         assert len({dataclasses.replace(config, **own) for config in arms.values()}) == 1
         assert all(config.step_tokens % config.length == 0 for config in arms.values())
-
-    def test_recorded_results_follow_from_their_trials(self, scale: Any) -> None:
-        path = catalog.find("gpt2").results(scale)
-        if not path.is_file():
-            pytest.skip(f"nothing is recorded at the {scale} scale")
-        verify(EXPERIMENT, read_results(path))
 
 
 @pytest.mark.parametrize("arm", SIZES)

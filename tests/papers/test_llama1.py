@@ -1,6 +1,7 @@
 """LLaMA against transformers: small random weights in odd shapes, what must not matter, and a real checkpoint."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,10 @@ from allyouneed.papers.llama1 import SIZES, Llama, LlamaConfig, swiglu_hidden
 from allyouneed.text import Sampling, generate
 from allyouneed.text.chat import ChatTemplate
 from allyouneed.training import TrainingConfig, next_token_loss, train
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from llama_parity import PROMPTS
 
 PLAIN = LlamaConfig(vocabulary=37, width=24, layers=2, heads=4, hidden=41, context=64)
 GROUPED = LlamaConfig(
@@ -493,27 +498,4 @@ CONVERSATIONS = (
         {"role": "assistant", "content": "Bien."},
         {"role": "user", "content": "And\n\nnow?"},
     ],
-)
-
-PROMPTS = (
-    "The capital of France is",
-    "Water boils at a temperature of",
-    "Once upon a time there was",
-    "def fibonacci(n):",
-    "The three laws of motion were",
-    "In 1969, the first man",
-    "To make an omelette, first",
-    "La capitale de l'Italie est",
-    "2 + 2 =",
-    "The opposite of hot is",
-    "Dear Sir or Madam,",
-    "Photosynthesis is the process by which",
-    "The largest planet in the solar system",
-    "It was the best of times,",
-    "A triangle has three",
-    "import numpy as np\n",
-    "My favourite colour is",
-    "The Great Wall of China",
-    "Ingredients: flour, sugar,",
-    "Shakespeare wrote",
 )

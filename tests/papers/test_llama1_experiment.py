@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from allyouneed import catalog
-from allyouneed.evidence import SCALES, Context, Run, Task, read_results, run, verify
+from allyouneed.evidence import SCALES, Context, Run, Task, run
 from allyouneed.evidence.figures import svg
 from allyouneed.nn import LearnedPositions, RMSNorm, RotaryPositions
 from allyouneed.papers.llama1 import Llama, trials
@@ -178,11 +177,3 @@ def test_the_texts_are_long_enough() -> None:
     model = build(config)
     loss, count = next_token_loss(model, batch)
     assert batch.shape == (64, config.length + 1) and count == 64 * config.length and bool(loss.isfinite())
-
-
-@pytest.mark.parametrize("scale", ["laptop", "gpu"], ids=lambda name: f"{name} scale")
-def test_recorded_results_follow_from_their_trials(scale: str) -> None:
-    path = catalog.find("llama1").results(scale)
-    if not path.is_file():
-        pytest.skip(f"nothing is recorded at the {scale} scale")
-    verify(EXPERIMENT, read_results(path))

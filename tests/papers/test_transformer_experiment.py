@@ -10,9 +10,8 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from allyouneed import catalog
 from allyouneed.data.buckets import Buckets
-from allyouneed.evidence import SCALES, Run, Task, read_results, run, verify
+from allyouneed.evidence import SCALES, Run, Task, run
 from allyouneed.evidence.figures import svg
 from allyouneed.evidence.trial import run_trial
 from allyouneed.nn import EncoderDecoder, RecurrentEncoderDecoder
@@ -241,11 +240,3 @@ def test_the_gpu_configuration_is_built_and_stepped(arm: str) -> None:
     assert 0.9 < float(result.losses[0]) / math.log(config.vocabulary) < 1.5
     assert not torch.equal(model.output_weight, before)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("scale", ["laptop", "gpu"], ids=lambda name: f"{name} scale")
-def test_recorded_results_follow_from_their_trials(scale: str) -> None:
-    path = catalog.find("transformer").results(scale)
-    if not path.is_file():
-        pytest.skip(f"nothing is recorded at the {scale} scale")
-    verify(EXPERIMENT, read_results(path))

@@ -7,13 +7,13 @@ on it here are for experiments and are not published.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .assets import fetch
-from .splits import Split, check_split
+from .splits import ROWS_IN_A_BLOCK, Split, check_split, split_of_block, without_repeats
 
 ARITHMETIC = tuple(
     f"arithmetic_{digits}_digit_{operation}"
@@ -50,8 +50,7 @@ _FILES: Mapping[str, str] = {
 TASKS = tuple(_FILES)
 """The names that `task` takes."""
 
-# Neighbouring rows are often of one passage; what the passage is, in the tasks where it comes again far away.
-_ROWS_IN_A_BLOCK = 50
+# Neighbouring rows are often of one passage; what ends the passage, in the tasks where it comes again far away.
 _PASSAGES = {"vitaminc": ":", "quoref": "Question:", "drop": "Question:"}
 
 
@@ -123,15 +122,13 @@ def _read(name: str, path: Path) -> dict[Split, Task]:
     common = {frozenset(example.options) for examples in rows.values() for example in examples}
     # In one order for all, since some rows list their options in another.
     options = tuple(sorted(next(iter(common)))) if len(common) == 1 else ()
-    tasks: dict[Split, Task] = {}
-    held_out: set[str] = set()
-    for split in ("test", "validation", "train"):
-        kept = [example for example in rows[split] if example.text not in held_out]
-        if options:
-            kept = [Example(example.text, example.answers, options) for example in kept]
-        tasks[split] = Task(name, contents.get("task_prefix", "").strip(), options, tuple(kept))
-        held_out.update(example.text for example in rows[split])
-    return tasks
+    instruction = contents.get("task_prefix", "").strip()
+    return {
+        split: Task(
+            name, instruction, options, tuple(replace(example, options=options or example.options) for example in kept)
+        )
+        for split, kept in without_repeats(rows, lambda example: (example.text,)).items()
+    }
 
 
 def _example(row: Mapping[str, Any]) -> Example:
@@ -143,8 +140,8 @@ def _example(row: Mapping[str, Any]) -> Example:
 
 
 def _split_of(name: str, number: int, text: str) -> Split:
-    place = number // _ROWS_IN_A_BLOCK
+    place = number // ROWS_IN_A_BLOCK
     if name in _PASSAGES:
         passage = text.partition(_PASSAGES[name])[0]
         place = int.from_bytes(hashlib.sha256(passage.encode()).digest()[:8])
-    return {9: "validation", 19: "test"}.get(place % 20, "train")  # pyright: ignore[reportReturnType]
+    return split_of_block(place)

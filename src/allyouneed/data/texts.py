@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 
 from .assets import AssetError
-from .splits import Split, check_split
+from .splits import ROWS_IN_A_BLOCK, Split, check_split, split_of_block, without_repeats
 
 _SHA256 = {
     "austen.txt.xz": "8023f1de28da328434126509ba351f24db3e6dd1abf985a75c8b490126b70a9f",
@@ -39,9 +39,6 @@ _EDITORS_WORDS = re.compile(
 _ADDRESS_YEARS = sorted([*(year for year in range(1790, 2022) if year != 1933), 1953, 1961])
 _FIRST_VALIDATION_YEAR = 1993
 _FIRST_TEST_YEAR = 2009
-
-_VERSES_IN_A_BLOCK = 50
-_HELD_OUT_BLOCKS: dict[int, Split] = {9: "validation", 19: "test"}
 
 
 def austen(split: Split) -> str:
@@ -159,10 +156,5 @@ def _verses() -> dict[Split, tuple[tuple[str, str], ...]]:
     rows: dict[Split, list[tuple[str, str]]] = {"train": [], "validation": [], "test": []}
     for number, line in enumerate(_read("verses.en-es.tsv.xz").splitlines()):
         english, spanish = line.split("\t")
-        rows[_HELD_OUT_BLOCKS.get(number // _VERSES_IN_A_BLOCK % 20, "train")].append((english, spanish))
-    kept: dict[Split, tuple[tuple[str, str], ...]] = {}
-    held_out: set[str] = set()
-    for split in ("test", "validation", "train"):
-        kept[split] = tuple(pair for pair in rows[split] if held_out.isdisjoint(pair))
-        held_out.update(*rows[split])
-    return kept
+        rows[split_of_block(number // ROWS_IN_A_BLOCK)].append((english, spanish))
+    return without_repeats(rows, lambda pair: pair)

@@ -1,14 +1,14 @@
 """Filling a model that was built without memory from an opened checkpoint, with every name accounted for."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import nn
 
-from allyouneed.nn import Decoder
+from allyouneed.nn.inference import stored_by_columns
 
 from .errors import UnsupportedError, WeightsError
 from .names import Name
@@ -115,7 +115,7 @@ def fill(
     Raises:
         CheckpointFormatError: a tensor's file has ended early.
     """
-    turned = set(_by_columns(model)) if dtype == torch.float32 and torch.device(device).type == "cpu" else set()
+    turned = set(stored_by_columns(model)) if dtype == torch.float32 and torch.device(device).type == "cpu" else set()
     # The largest first: what is needed beside a tensor while it is read is then small beside what stands already.
     for filling in sorted(fillings, key=lambda filling: -sum(map(prod, filling.shapes))):
         by_columns = turned.issuperset(filling.name.ours) != filling.name.transposed
@@ -176,19 +176,6 @@ def replace_parameter(model: nn.Module, name: str, value: torch.Tensor) -> None:
         for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             if parameter is old:
                 module.register_parameter(key, new)
-
-
-def _by_columns(model: nn.Module) -> Iterator[str]:
-    """Give the matrices that `nn.arrange_for_inference` stores by columns, to read them so and not to copy them later.
-
-    Were this to differ from what it does, loading would take more memory and give the same model.
-    """
-    for path, module in model.named_modules():
-        prefix = f"{path}." if path else ""
-        if isinstance(module, Decoder) and module.head is None:
-            yield f"{prefix}embedding.weight"
-        elif type(module) is nn.Linear and module.out_features >= module.in_features:
-            yield f"{prefix}weight"
 
 
 def _distinct(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -5,6 +5,7 @@ is wider than it is high reads the matrix at nearly twice the speed where its co
 `torch.nn.Linear`; for a few vectors, oneDNN's product is faster than the one torch takes for 32 bits.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -51,14 +52,27 @@ def arrange_for_inference(model: nn.Module) -> nn.Module:
     with at least as many rows as columns get contiguous columns: what needs contiguous rows, such as a writer of files,
     calls `contiguous`. Maps that are not in 32 bits on a CPU are left alone.
     """
+    for name in set(stored_by_columns(model)):
+        weight = model.get_parameter(name)
+        if _concerns(weight):
+            weight.data = weight.data.t().contiguous().t()
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Linear and _concerns(child.weight):
                 setattr(parent, name, _arranged(child))
         if isinstance(parent, Decoder) and _concerns(parent.output_weight):
-            _store_columns(parent.output_weight)
             parent.map = inference_linear
     return model
+
+
+def stored_by_columns(model: nn.Module) -> Iterator[str]:
+    """Name the matrices whose columns `arrange_for_inference` makes contiguous, for readers that can read them so."""
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        if isinstance(module, Decoder) and (module.head is None or isinstance(module.head, nn.Linear)):
+            yield f"{prefix}{'embedding' if module.head is None else 'head'}.weight"
+        elif type(module) is nn.Linear and module.out_features >= module.in_features:
+            yield f"{prefix}weight"
 
 
 def _concerns(weight: Tensor) -> bool:
@@ -69,10 +83,4 @@ def _arranged(linear: nn.Linear) -> InferenceLinear:
     arranged = InferenceLinear.__new__(InferenceLinear)
     # The very same parameters, hooks and modes.
     arranged.__dict__ = linear.__dict__
-    if linear.out_features >= linear.in_features:
-        _store_columns(arranged.weight)
     return arranged
-
-
-def _store_columns(weight: Tensor) -> None:
-    weight.data = weight.data.t().contiguous().t()
