@@ -1,8 +1,8 @@
 """Memory and time of loading: `python benchmarks/loading.py`.
 
 Each load runs in a fresh process. Its peak is the largest resident memory that the system saw, less what the process
-held before (imports, and a small load that brings in what a first load brings in); it is compared with the bytes of
-the weights that the model has in the end. Linux only: it asks the system through `/proc`.
+held before (imports, and a small load that brings in what a first load brings in); it is compared with the bytes of all
+tensors that the model has in the end. Linux only: it asks the system through `/proc`.
 """
 
 import json
@@ -35,7 +35,10 @@ start = time.perf_counter()
 model, tokenizer = allyouneed.load(path, **options)
 seconds = time.perf_counter() - start
 peak = memory("VmHWM")
-weights = sum(value.nbytes for value in {id(value): value for value in model.state_dict().values()}.values())
+# What it holds in the end, the copies that kernels read included; each once.
+tensors = (value for module in model.modules() for part in ("_parameters", "_buffers", "__dict__")
+           for value in getattr(module, part).values() if isinstance(value, torch.Tensor))
+weights = sum({value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors}.values())
 print(json.dumps({"weights": weights, "peak": peak - before, "after": memory("VmRSS") - before, "seconds": seconds}))
 """
 

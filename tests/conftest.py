@@ -24,6 +24,9 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    # Read when triton is first imported: its kernels then run on the CPU.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A busy machine is no failure.
 settings.register_profile("unhurried", deadline=None)

@@ -40,3 +40,17 @@ def test_peaks(measure: Callable[..., dict[str, float]], maker: ModuleType, chat
         assert found["weights"] > 90e6
         assert found["peak"] > 0.9 * found["weights"]  # Or nothing was measured.
         assert found["peak"] < 1.3 * found["weights"], source
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_peaks_in_few_bits(
+    measure: Callable[..., dict[str, float]], maker: ModuleType, chat_file: Path, tmp_path: Path, kind: str
+) -> None:
+    """What is held in the end has each map twice: as it is stored, and as the kernel reads it."""
+    path = tmp_path / "a.gguf"
+    sizes = {"width": 512, "hidden": 2048, "layers": 20, "heads": 8, "vocabulary": 300}
+    maker.write_chat_model(path, kind=GGMLQuantizationType.Q4_1, **sizes)
+    found = measure(path, chat_file, quantize=kind)
+    assert found["weights"] > 90e6
+    assert found["peak"] > 0.9 * found["weights"]
+    assert found["peak"] < 1.3 * found["weights"]

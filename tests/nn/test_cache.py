@@ -1,5 +1,7 @@
 """The key-value cache by itself: what is put in comes out, whatever its buffers do."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -77,3 +79,89 @@ def test_what_is_cut_off_is_forgotten():
     for length in (-1, 5):
         with pytest.raises(ValueError, match=f"cannot be cut to {length}"):
             cache.truncate(length)
+
+
+class TestBranches:
+    """Rows that go on from the same tokens, against a plain cache that was given all of them."""
+
+    def filled(self, batch: int, length: int, limit: int | None = None) -> tuple[KeyValueCache, torch.Tensor]:
+        cache, new = KeyValueCache(2, limit), torch.randn(batch, 3, length, 4)
+        for layer in cache.layers:
+            layer.append(new, -new)
+        return cache, new
+
+    @pytest.mark.parametrize(("batch", "rows"), [(1, [0] * 5), (1, [0]), (3, [2, 0, 0, 1]), (3, [1])])
+    def test_each_row_goes_on_from_the_row_it_names(self, batch: int, rows: list[int]):
+        cache, new = self.filled(batch, 7)
+        branched = cache.branch(rows)
+        assert len(branched) == len(cache) == 7
+        for length in (1, 4):
+            more = torch.randn(len(rows), 3, length, 4)
+            keys, values = branched.layers[1].append(more, -more)
+            assert torch.equal(keys[:, :, :7], new[rows]) and torch.equal(values, -keys)
+            assert torch.equal(keys[:, :, -length:], more)
+        assert len(cache) == 7
+        own = torch.randn(batch, 3, 1, 4)
+        assert torch.equal(cache.layers[1].append(own, own)[0], torch.cat((new, own), 2))
+        assert torch.equal(branched.layers[1].append(more, more)[0][:, :, :7], new[rows])
+
+    @pytest.mark.parametrize("first", [[0], [0, 0, 0]])
+    def test_branches_branch(self, first: list[int]):
+        cache, new = self.filled(1, 4)
+        once = cache.branch(first)
+        middle = torch.randn(len(first), 3, 2, 4)
+        once.layers[0].append(middle, middle)
+        rows = [len(first) - 1, 0, 0]
+        twice = once.branch(rows)
+        last = torch.randn(3, 3, 1, 4)
+        keys, _ = twice.layers[0].append(last, last)
+        assert torch.equal(keys, torch.cat((new.expand(3, -1, -1, -1), middle[rows], last), 2))
+        assert once.layers[0].length == 6 and twice.layers[0].length == 7
+
+    def test_what_is_held_once_is_not_copied(self):
+        cache, _ = self.filled(1, 1000)
+        trunk = cache.layers[0].append(torch.zeros(1, 3, 0, 4), torch.zeros(1, 3, 0, 4))[0]
+        branched: Any = cache.branch([0] * 50).branch(range(50))
+        assert branched.layers[0]._common[0].data_ptr() == trunk.data_ptr()
+
+    def test_padding_goes_with_its_row(self):
+        cache, _ = self.filled(2, 3)
+        cache.present = torch.tensor([[True, True, False], [True, True, True]])
+        branched = cache.branch([1, 0, 0])
+        assert branched.present is not None
+        assert torch.equal(branched.present, cache.present[[1, 0, 0]])
+
+    def test_an_empty_cache_branches_into_an_empty_one(self):
+        branched = KeyValueCache(2).branch([0, 0])
+        new = torch.randn(2, 1, 3, 4)
+        assert len(branched) == 0 and torch.equal(branched.layers[0].append(new, new)[0], new)
+
+    def test_their_own_tokens_can_be_forgotten_and_those_in_common_cannot(self):
+        cache, new = self.filled(1, 4)
+        branched = cache.branch([0, 0])
+        for layer in branched.layers:
+            layer.append(torch.randn(2, 3, 3, 4), torch.randn(2, 3, 3, 4))
+        branched.truncate(4)
+        more = torch.randn(2, 3, 1, 4)
+        assert torch.equal(branched.layers[0].append(more, more)[0][:, :, :4], new.expand(2, -1, -1, -1))
+        for length in (3, 6):
+            with pytest.raises(ValueError, match=rf"4 of them in common, cannot be cut to {length}"):
+                branched.truncate(length)
+
+    def test_the_limit_counts_what_is_in_common(self):
+        branched = self.filled(1, 4, limit=6)[0].branch([0, 0]).branch([1, 0])
+        new = torch.zeros(2, 3, 2, 4)
+        assert branched.layers[0].append(new, new)[0].shape[2] == 6
+        with pytest.raises(ValueError, match=r"limited to 6 tokens and would hold 8"):
+            branched.layers[0].append(new, new)
+
+    def test_bad_rows_are_refused(self):
+        cache, _ = self.filled(2, 3)
+        for rows, message in (([], "into no rows"), ([0, 2], "row 2 is not in the cache: it holds rows 0 to 1")):
+            with pytest.raises(ValueError, match=message):
+                cache.branch(rows)
+        branched = self.filled(1, 3)[0].branch([0, 0])
+        with pytest.raises(ValueError, match="row -1 is not in the cache: it holds rows 0 to 1"):
+            branched.branch([-1])
+        with pytest.raises(ValueError, match="a batch of 2, not of 3"):
+            branched.layers[0].append(torch.zeros(3, 3, 1, 4), torch.zeros(3, 3, 1, 4))

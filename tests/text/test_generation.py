@@ -306,8 +306,28 @@ def test_a_cache_with_the_beginning_of_a_prompt_is_gone_on_with():
     recorder.fed.clear()
     assert go_on() == expected
     assert recorder.fed[0] == (1, 3)
-    with pytest.raises(ValueError, match="a cache of 13 tokens needs one prompt that is longer"):
+    with pytest.raises(ValueError, match="a cache of 13 tokens needs prompts that are longer"):
         continuations(model, [prompt], new_tokens=1, cache=cache)
+
+
+def test_a_beginning_in_common_is_computed_once_for_all_prompts():
+    model = decoder()
+    beginning = [5, 3, 9, 1]
+    prompts = [[*beginning, 2, 7], [*beginning, 4, 4]]
+    expected = generate(model, prompts, new_tokens=6, sampling=Sampling.greedy())
+    trunk = model.new_cache()
+    model.eval()(torch.tensor([beginning]), cache=trunk)
+    recorder = Recorder(model)
+    for _ in range(2):
+        rows: list[list[int]] = [[], []]
+        for row, token in continuations(
+            recorder, prompts, new_tokens=6, sampling=Sampling.greedy(), cache=trunk.branch([0, 0])
+        ):
+            rows[row].append(token)
+        assert rows == expected
+    assert recorder.fed[0] == (2, 2)
+    with pytest.raises(ValueError, match="a batch of 1, not of 2"):
+        next(continuations(model, prompts, new_tokens=1, cache=trunk))
 
 
 def test_whoever_stops_early_leaves_the_model_as_it_was():

@@ -1,5 +1,7 @@
 """Filling a model with maps in 8 or 4 bits, one at a time, so that it never stands in memory in full."""
 
+import ctypes
+import sys
 from collections.abc import Sequence
 from typing import Literal
 
@@ -8,6 +10,7 @@ from torch import nn
 
 from allyouneed.nn.decoder import Decoder
 from allyouneed.nn.quantized import Int4Linear, Int8Linear, join_projections, tie_quantized
+from allyouneed.nn.stepping import step_quickly
 
 from .errors import UnsupportedError
 from .filling import Filling, fill
@@ -52,7 +55,13 @@ def fill_quantized(
             f"{stored.source} has no linear map in groups of 4 bits, which quantize='int4' would run as they are: "
             "load a GGUF file in Q4_0, Q4_1 or Q4_K, or choose quantize='int8'"
         )
-    join_projections(model)
+    step_quickly(model)
+
+
+def _return_freed_memory() -> None:
+    """Hand what was freed back to the system: left alone, glibc keeps it in holes between what stays."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def _is_map(model: nn.Module, name: str) -> bool:
@@ -85,4 +94,9 @@ def _put(model: nn.Module, name: str, linear: Int4Linear | Int8Linear) -> None:
         tie_quantized(model, linear)
         return
     parent, _, child = name.rpartition(".")[0].rpartition(".")
-    setattr(model.get_submodule(parent), child, linear)
+    module = model.get_submodule(parent)
+    setattr(module, child, linear)
+    # As soon as its last part is there, and not at the end for all blocks: the peak stays low.
+    join_projections(module)
+    if linear not in module.children():
+        _return_freed_memory()

@@ -14,6 +14,7 @@ Shapes are types, written with these axis names throughout the project:
 | `vocabulary` | the tokens that there are |
 """
 
+from .attending import AttendingCache
 from .attention import Attention, AttentionPattern, attention_pattern, fused_attention
 from .blocks import Block, PostNorm, PreNorm
 from .cache import KeyValueCache, LayerCache
@@ -28,9 +29,11 @@ from .normalisation import RMSNorm
 from .positions import LearnedPositions, PositionScheme, RotaryPositions, Rotation, SinusoidalPositions
 from .quantized import Int4Linear, Int8Linear, QuantizedEmbedding, join_projections, quantize_int8, tie_quantized
 from .recurrent import AdditiveAttention, RecurrentEncoderDecoder
+from .stepping import SteppingBlock, step_quickly
 
 __all__ = [
     "AdditiveAttention",
+    "AttendingCache",
     "Attention",
     "AttentionPattern",
     "Block",
@@ -55,6 +58,7 @@ __all__ = [
     "RotaryPositions",
     "Rotation",
     "SinusoidalPositions",
+    "SteppingBlock",
     "arrange_for_inference",
     "attention_pattern",
     "fused_attention",
@@ -62,5 +66,6 @@ __all__ = [
     "join_projections",
     "linear_cross_entropy",
     "quantize_int8",
+    "step_quickly",
     "tie_quantized",
 ]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .attending import AttendingCache
 from .cache import LayerCache
 from .positions import PositionScheme, Rotation
 
@@ -36,6 +37,7 @@ def attention_pattern(
     keys: int,
     *,
     causal: bool,
+    prefix: int = 0,
     present: Bool[Tensor, "batch keys"] | None = None,
     rotation: Rotation | None = None,
     device: torch.device | str | None = None,
@@ -50,6 +52,7 @@ def attention_pattern(
         queries: number of tokens that look; they are the last of the keys.
         keys: number of tokens that are looked at.
         causal: hide from each query the tokens that follow it.
+        prefix: the first so many keys are hidden from none (Raffel et al. 2020, section 3.2.1, a prefix language model).
         present: False where a key is padding.
         rotation: passed on.
         device: where to build the mask.
@@ -64,12 +67,12 @@ def attention_pattern(
     key_slots = torch.arange(keys, device=device)
     query_slots = key_slots[keys - queries :]
     bias = scheme.bias(query_slots, key_slots)
-    if bias is None and present is None and (queries == keys or queries == 1 or not causal):
+    if bias is None and present is None and prefix <= 1 and (queries == keys or queries == 1 or not causal):
         # A single query is the last token, from which nothing is hidden.
         return AttentionPattern(causal=causal and queries == keys > 1, rotation=rotation)
     allowed = None
     if causal and queries > 1:
-        allowed = (key_slots <= query_slots[:, None])[None, None]
+        allowed = ((key_slots <= query_slots[:, None]) | (key_slots < prefix))[None, None]
     if present is not None:
         # A padded query looks at itself: its output is thrown away, and an empty softmax would be NaN.
         own = key_slots == query_slots[:, None]
@@ -117,6 +120,7 @@ class Attention(nn.Module):
         heads: number of query heads; divides the width.
         key_value_heads: number of key and value heads; divides `heads`. Equal to `heads` where None
             (Ainslie et al. 2023, grouped-query attention).
+        head_width: width of each head; an even share of the width where None.
         bias: whether the four projections have biases.
         dropout: probability of dropping an attention weight in training.
         kernel: computes attention from query, key, value as `torch.nn.functional.scaled_dot_product_attention` does,
@@ -132,25 +136,28 @@ class Attention(nn.Module):
         heads: int,
         *,
         key_value_heads: int | None = None,
+        head_width: int | None = None,
         bias: bool = True,
         dropout: float = 0.0,
         kernel: Callable[..., Tensor] = fused_attention,
     ):
         super().__init__()
         key_value_heads = heads if key_value_heads is None else key_value_heads
-        if heads < 1 or width % heads:
+        if heads < 1 or (head_width is None and width % heads):
             raise ValueError(f"width {width} cannot be divided among {heads} heads: it must be a multiple of them")
+        if head_width is not None and head_width < 1:
+            raise ValueError(f"head_width {head_width} is out of range: it must be at least 1")
         if key_value_heads < 1 or heads % key_value_heads:
             raise ValueError(f"{heads} heads cannot share {key_value_heads} key-value heads: it must be a multiple")
         self.heads = heads
         self.key_value_heads = key_value_heads
-        self.head_width = width // heads
+        self.head_width = width // heads if head_width is None else head_width
         self.dropout = dropout
         self.kernel = kernel
-        self.query: Any = nn.Linear(width, width, bias=bias)
+        self.query: Any = nn.Linear(width, heads * self.head_width, bias=bias)
         self.key: Any = nn.Linear(width, key_value_heads * self.head_width, bias=bias)
         self.value: Any = nn.Linear(width, key_value_heads * self.head_width, bias=bias)
-        self.output = nn.Linear(width, width, bias=bias)
+        self.output = nn.Linear(heads * self.head_width, width, bias=bias)
         self.joint: nn.Module | None = None
 
     def join(self, joint: nn.Module) -> None:
@@ -172,7 +179,8 @@ class Attention(nn.Module):
             hidden: the tokens that look.
             pattern: who looks at whom; everyone at everyone where None.
             source: the tokens that are looked at, in cross-attention.
-            cache: keys and values of earlier tokens; those of this call are appended.
+            cache: keys and values of earlier tokens; those of this call are appended. An `AttendingCache` also takes the
+                place of the pattern's mask and of the kernel.
         """
         pattern = pattern or AttentionPattern()
         if _autocasts(hidden):
@@ -180,12 +188,14 @@ class Attention(nn.Module):
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
             source = None if source is None else source.to(hidden.dtype)
         query, key, value = self._project(hidden, source, pattern.rotation)
+        if isinstance(cache, AttendingCache):
+            return self.output(cache.attend(query, key, value).transpose(1, 2).flatten(2))
         if cache is not None:
             key, value = cache.append(key, value)
         groups = self.heads // self.key_value_heads
         if groups > 1 and query.shape[2] == 1 and self.kernel is fused_attention and not torch.is_grad_enabled():
             mixed = self._single_query(query, key, value, pattern.mask, groups)
-            return self.output(mixed.reshape(hidden.shape))
+            return self.output(mixed.reshape(*hidden.shape[:2], -1))
         if groups > 1:
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         mixed = self.kernel(

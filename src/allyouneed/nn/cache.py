@@ -1,5 +1,7 @@
 """The key-value cache: what attention computed for earlier tokens, kept for later ones."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -32,9 +34,7 @@ class LayerCache:
         Raises:
             ValueError: more tokens than the limit, or another batch than before.
         """
-        total = self.length + keys.shape[2]
-        if self.limit is not None and total > self.limit:
-            raise ValueError(f"the cache is limited to {self.limit} tokens and would hold {total}")
+        total = self._total_with(keys.shape[2])
         if self._keys is None or self._values is None:
             self._capacity = max(self._capacity, total)
             self._keys, self._values = self._room(keys), self._room(values)
@@ -62,9 +62,106 @@ class LayerCache:
             raise ValueError(f"a cache of {self.length} tokens cannot be cut to {length}: it must be from 0 to that")
         self.length = length
 
+    def branch(self, rows: Sequence[int]) -> "LayerCache":
+        """Make a cache whose rows go on from rows of this one; as `KeyValueCache.branch`."""
+        if self._keys is None or self._values is None:
+            return LayerCache(self.limit)
+        _check_rows(rows, len(self._keys))
+        if len(self._keys) > 1:
+            return self._copied(rows)
+        keys, values = self._keys.narrow(2, 0, self.length), self._values.narrow(2, 0, self.length)
+        return _Branches(keys, values, LayerCache(), len(rows), self.limit)
+
+    def _copied(self, rows: Sequence[int]) -> "LayerCache":
+        copied = LayerCache(self.limit)
+        if self._keys is not None and self._values is not None and self.length:
+            index = torch.tensor(rows, device=self._keys.device)
+            copied.append(self._keys[:, :, : self.length][index], self._values[:, :, : self.length][index])
+        return copied
+
+    def _total_with(self, new: int) -> int:
+        total = self.length + new
+        if self.limit is not None and total > self.limit:
+            raise ValueError(f"the cache is limited to {self.limit} tokens and would hold {total}")
+        return total
+
     def _room(self, like: Tensor) -> Tensor:
         batch, heads, _, width = like.shape
         return like.new_empty(batch, heads, self._capacity, width)
+
+
+class _Branches(LayerCache):
+    """Rows that have their first tokens in common, held once, and go on from them each for itself.
+
+    Args:
+        keys: of the common tokens.
+        values: of the same.
+        tails: what the rows have after them.
+        rows: how many there are.
+        limit: the most tokens that a row may have, those in common counted.
+    """
+
+    def __init__(
+        self,
+        keys: Float[Tensor, "1 key_value_heads keys head_width"],
+        values: Float[Tensor, "1 key_value_heads keys head_width"],
+        tails: LayerCache,
+        rows: int,
+        limit: int | None,
+    ):
+        super().__init__(limit)
+        self._common = keys, values
+        self._tails = tails
+        self._rows = rows
+        self.length = keys.shape[2] + tails.length
+
+    def append(
+        self,
+        keys: Float[Tensor, "batch key_value_heads new head_width"],
+        values: Float[Tensor, "batch key_value_heads new head_width"],
+    ) -> tuple[
+        Float[Tensor, "batch key_value_heads keys head_width"], Float[Tensor, "batch key_value_heads keys head_width"]
+    ]:
+        """Add the keys and values of new tokens; return those of all tokens so far, joined anew at each call.
+
+        Raises:
+            ValueError: more tokens than the limit, or another batch than there are rows.
+        """
+        if keys.shape[0] != self._rows:
+            raise ValueError(f"the cache holds a batch of {self._rows}, not of {keys.shape[0]}")
+        self.length = self._total_with(keys.shape[2])
+        own = self._tails.append(keys, values)
+        joined = [
+            torch.cat((common.expand(self._rows, -1, -1, -1), tail), dim=2)
+            for common, tail in zip(self._common, own, strict=True)
+        ]
+        return joined[0], joined[1]
+
+    def truncate(self, length: int) -> None:
+        """Forget the tokens after the first `length`; those in common stay.
+
+        Raises:
+            ValueError: fewer tokens are held, or fewer are to be kept than the rows have in common.
+        """
+        common = self._common[0].shape[2]
+        if not common <= length <= self.length:
+            raise ValueError(
+                f"branches of {self.length} tokens, {common} of them in common, cannot be cut to {length}: it must be "
+                f"from {common} to {self.length}"
+            )
+        self._tails.truncate(length - common)
+        self.length = length
+
+    def branch(self, rows: Sequence[int]) -> LayerCache:
+        """Make a cache whose rows go on from rows of this one, with the same tokens in common."""
+        _check_rows(rows, self._rows)
+        return _Branches(*self._common, self._tails._copied(rows), len(rows), self.limit)
+
+
+def _check_rows(rows: Sequence[int], held: int) -> None:
+    outside = next((row for row in rows if not 0 <= row < held), None)
+    if outside is not None:
+        raise ValueError(f"row {outside} is not in the cache: it holds rows 0 to {held - 1}")
 
 
 class KeyValueCache:
@@ -96,6 +193,26 @@ class KeyValueCache:
             layer.truncate(length)
         if self.present is not None:
             self.present = self.present[:, :length]
+
+    def branch(self, rows: Sequence[int]) -> "KeyValueCache":
+        """Make a cache whose rows go on from rows of this one: what was computed for a prompt serves all that follow.
+
+        The keys and values of a single row are not copied for its branches; those of several rows are, once. This cache
+        stays as it is and may be branched again; it must not be cut shorter meanwhile.
+
+        Args:
+            rows: the row of this cache from which each row of the new one goes on; one may be there many times.
+
+        Raises:
+            ValueError: no rows, or a row that the cache does not have.
+        """
+        if len(rows) == 0:
+            raise ValueError("a cache cannot be branched into no rows: name at least one")
+        branched = KeyValueCache(0)
+        branched.layers = [layer.branch(rows) for layer in self.layers]
+        if self.present is not None:
+            branched.present = self.present[torch.tensor(rows, device=self.present.device)]
+        return branched
 
     def joined(
         self, present: Bool[Tensor, "batch new"] | None, batch: int, new: int, device: torch.device

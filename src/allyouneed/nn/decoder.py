@@ -80,8 +80,16 @@ class Decoder(nn.Module):
         *,
         present: Bool[Tensor, "batch length"] | None = None,
         cache: KeyValueCache | None = None,
+        prefix: int = 0,
     ) -> Float[Tensor, "batch length width"]:
-        """Give each token's vector after the last block and norm; arguments as in `forward`.
+        """Give each token's vector after the last block and norm; other arguments as in `forward`.
+
+        Args:
+            tokens: token ids.
+            present: False where a token is padding.
+            cache: what earlier calls computed.
+            prefix: the first so many tokens, padding counted, see one another whatever their order. Those that come
+                with a cache must come in one call.
 
         Raises:
             ValueError: no tokens.
@@ -101,6 +109,7 @@ class Decoder(nn.Module):
             queries=length,
             keys=earlier + length,
             causal=True,
+            prefix=prefix,
             present=present,
             rotation=self.positions.rotation(positions),
             device=tokens.device,

@@ -5,6 +5,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+# A dimension less than a vector, so that it takes any width.
+_ZERO = torch.zeros(())
+
 
 class RMSNorm(nn.Module):
     """x / √(mean(x²) + ε) · weight: layer normalisation without its mean and bias.
@@ -37,12 +40,14 @@ class RMSNorm(nn.Module):
         weight = self.weight
         if hidden.numel() == hidden.shape[-1] and _on_cpu_in_32_bits(hidden, weight) and not torch.is_grad_enabled():
             # torch takes eight steps; where a token is written at a time, each counts.
-            vector = hidden.reshape(-1)
-            scale = (float(vector.dot(vector)) / len(vector) + self.epsilon) ** -0.5
-            return (hidden * weight).mul_(scale)
+            return torch.addcmul(_ZERO, hidden, weight, value=self.scale_of(hidden.reshape(-1)))
         if hidden.dtype.itemsize < 4:
             return F.rms_norm(hidden.float(), weight.shape, weight.float(), self.epsilon).to(hidden.dtype)
         return F.rms_norm(hidden, weight.shape, weight, self.epsilon)
+
+    def scale_of(self, vector: Float[Tensor, " width"]) -> float:
+        """Give 1 / √(mean(x²) + ε) of one vector."""
+        return (float(vector.dot(vector)) / vector.shape[0] + self.epsilon) ** -0.5
 
     def extra_repr(self) -> str:
         """Give the width and epsilon."""

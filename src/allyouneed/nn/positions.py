@@ -42,6 +42,11 @@ class Rotation:
         turned = self._turned(vectors[..., :rotated]).to(vectors.dtype)
         return torch.cat((turned, vectors[..., rotated:]), dim=-1)
 
+    def single(self, vectors: Float[Tensor, "heads head_width"]) -> Float[Tensor, "heads head_width"]:
+        """Turn the vectors of the only position."""
+        matrix = self.matrix
+        return vectors @ matrix if matrix.shape[0] == vectors.shape[1] else self(vectors[None, :, None])[0, :, 0]
+
     def _turned(self, vectors: Tensor) -> Tensor:
         one_position = vectors.shape[-2] == 1 and not torch.is_grad_enabled()
         # The same as below in fewer steps, which count where a token is written at a time.

@@ -30,7 +30,7 @@ GROUP = 32
 _GROUPS = (32, 64, 128, 256)
 # The kernel stores rows in tiles; with so many rows every processor's tiles are full.
 _TILE = 64
-_PACKED_AT_ONCE = 16 * _TILE
+_PACKED_AT_ONCE = 4 * _TILE
 
 
 # Looked up once: a look-up takes longer than a conversion.
@@ -48,7 +48,7 @@ def packed_kernel() -> Kernel:
     return "packed 4-bit" if there and vectorised else "dequantised"
 
 
-class _QuantizedLinear(nn.Module):
+class QuantizedLinear(nn.Module):
     """What 4-bit and 8-bit maps share: the packed form, and the two ways of computing.
 
     Few tokens are multiplied by the packed kernel, with inputs rounded to bfloat16. Many tokens, inputs that need a
@@ -111,14 +111,22 @@ class _QuantizedLinear(nn.Module):
         needs_gradient = hidden.requires_grad and torch.is_grad_enabled()
         if packed is None or not 0 < tokens < self.many or hidden.device.type != "cpu" or needs_gradient:
             return self._dequantised(hidden)
-        given = hidden.to(torch.bfloat16).reshape(tokens, self.in_features).contiguous()
+        given = hidden.bfloat16().reshape(tokens, self.in_features).contiguous()
+        mapped = self._multiplied(given).to(hidden.dtype).view(*hidden.shape[:-1], self.out_features)
+        return self._with_bias(mapped) if self._has_bias else mapped
+
+    def single(self, vector: Float[Tensor, " columns"]) -> Float[Tensor, " rows"]:
+        """Map one vector by the packed kernel and leave the result in bfloat16, as the kernel gives it.
+
+        For callers who have made sure that the kernel is the packed one, and that there is no bias and no gradient.
+        """
+        return self._multiplied(vector.bfloat16().view(1, -1)).view(-1)
+
+    def _multiplied(self, given: Tensor) -> Tensor:
         if self._halves == 2:
             given = torch.cat((given, given), 1)
-        mapped = _multiply(given, packed, self.group, self._scale_and_zero)
-        if self._padded:
-            mapped = mapped[:, : self.out_features]
-        mapped = mapped.to(hidden.dtype).view(*hidden.shape[:-1], self.out_features)
-        return self._with_bias(mapped) if self._has_bias else mapped
+        mapped = _multiply(given, self._packed, self.group, self._scale_and_zero)
+        return mapped[:, : self.out_features] if self._padded else mapped
 
     def extra_repr(self) -> str:
         """Give the sizes and what computes."""
@@ -148,25 +156,28 @@ class _QuantizedLinear(nn.Module):
         self._scale_and_zero = torch.empty(0)
         if packed_kernel() == "dequantised" or self.scale.device.type != "cpu":
             return
-        packed, scales_and_zeros = [], []
+        padded = self.out_features + -self.out_features % _TILE
         for start in range(0, self.out_features, _PACKED_AT_ONCE):
             rows = slice(start, min(start + _PACKED_AT_ONCE, self.out_features))
             parts = halves(rows)
             missing = (0, 0, 0, -(rows.stop - rows.start) % _TILE)
             quants, scale, zero = (torch.cat([part[place] for part in parts], 1) for place in range(3))
             quants = F.pad(quants.to(torch.int32), missing)
-            packed.append(torch.ops.aten._convert_weight_to_int4pack_for_cpu(quants, 1))
+            packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(quants, 1)
             both = torch.stack((scale.to(torch.bfloat16), zero.to(torch.bfloat16)), -1)
-            scales_and_zeros.append(F.pad(both, (0, 0, *missing)))
-            self._halves = len(parts)
-        self._packed = torch.cat(packed)
-        self._scale_and_zero = torch.cat(scales_and_zeros).transpose(0, 1).contiguous()
+            both = F.pad(both, (0, 0, *missing)).transpose(0, 1)
+            if self._packed is None:
+                self._halves = len(parts)
+                self._packed = packed.new_empty(padded, packed.shape[1])
+                self._scale_and_zero = both.new_empty(len(both), padded, 2)
+            self._packed[start : start + len(packed)] = packed
+            self._scale_and_zero[:, start : start + both.shape[1]] = both
 
     def _integers(self, rows: Tensor | slice) -> Tensor:
         raise NotImplementedError
 
 
-class Int4Linear(_QuantizedLinear):
+class Int4Linear(QuantizedLinear):
     """A linear map of 4-bit integers in groups, such as GGUF's Q4_1 and Q4_0; made by `from_blocks`."""
 
     many = 128
@@ -211,7 +222,7 @@ class Int4Linear(_QuantizedLinear):
         return torch.stack((chosen & 15, chosen >> 4), -1).flatten(1)
 
 
-class Int8Linear(_QuantizedLinear):
+class Int8Linear(QuantizedLinear):
     """A linear map of 8-bit integers in groups, such as GGUF's Q8_0; made by `from_blocks` or `from_weight`."""
 
     many = 32
@@ -255,12 +266,12 @@ class Int8Linear(_QuantizedLinear):
                 f"{weight.shape[1]} columns cannot be quantised in groups of {GROUP}: they must be a multiple"
             )
         grouped = weight.detach().float().unflatten(1, (-1, GROUP))
-        largest = grouped.abs().amax(-1)
+        largest = torch.maximum(grouped.amax(-1), -grouped.amin(-1))
         if not bool(largest.isfinite().all()):
             row = int((~largest.isfinite()).any(1).nonzero()[0])
             raise ValueError(f"row {row} of the weight has values that are not finite: it cannot be quantised")
         scale = (largest / 127).to(torch.bfloat16)
-        quants = (grouped / scale.float()[..., None]).nan_to_num(0).round().clamp(-127, 127)
+        quants = (grouped / scale.float()[..., None]).nan_to_num_(0).round_().clamp_(-127, 127)
         return cls(quants.flatten(1).to(torch.int8), scale, None if bias is None else bias.detach())
 
     def __init__(self, quants: Tensor, scale: Tensor, bias: Tensor | None):
@@ -292,7 +303,7 @@ def join_projections(model: nn.Module) -> nn.Module:
         else:
             continue
         alike = len({(type(part), getattr(part, "group", None)) for part in parts}) == 1
-        if module.joint is None and alike and isinstance(parts[0], _QuantizedLinear):
+        if module.joint is None and alike and isinstance(parts[0], QuantizedLinear):
             module.join(_stacked(parts))
     return model
 
@@ -316,7 +327,7 @@ class QuantizedEmbedding(nn.Module):
         table: the output map; its rows are the embeddings.
     """
 
-    def __init__(self, table: _QuantizedLinear):
+    def __init__(self, table: QuantizedLinear):
         super().__init__()
         self.table = table
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .generation import _evaluating
+from .generation import evaluating
 
 
 class DecodingState(Protocol):
@@ -139,7 +139,7 @@ def beam_search(
     device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     order = sorted(range(len(sources)), key=lambda row: len(sources[row]))
     found: dict[int, Hypothesis] = {}
-    with _evaluating(model):
+    with evaluating(model):
         for first in range(0, len(order), batch):
             rows = order[first : first + batch]
             limits = [min(len(sources[row]) + further + 1, limit or sys.maxsize) for row in rows]

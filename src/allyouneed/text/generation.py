@@ -133,7 +133,8 @@ def continuations(
     """Check what `generate` is asked, and give the tokens one after the other, each with its row.
 
     Whoever goes through them may `send` True after a token, and its row ends there. Arguments and errors are those of
-    `generate`; `cache` is a new one, None for none, or for one prompt a cache that holds its first tokens, not all.
+    `generate`; `cache` is a new one, None for none, or one with a row for each prompt, which holds its first tokens but
+    not all.
     """
     for row, prompt in enumerate(prompts):
         if len(prompt) == 0:
@@ -153,8 +154,8 @@ def continuations(
             "shorten it"
         )
     held = 0 if cache is None else len(cache)
-    if held and (len(prompts) > 1 or held >= len(prompts[0])):
-        raise ValueError(f"a cache of {held} tokens needs one prompt that is longer: got {list(map(len, prompts))}")
+    if held >= min(map(len, prompts)):
+        raise ValueError(f"a cache of {held} tokens needs prompts that are longer: got {list(map(len, prompts))}")
     return _continue(model, prompts, new_tokens, sampling or Sampling(), stop, seed, cache, held, prefill_chunk)
 
 
@@ -170,11 +171,11 @@ def _continue(
     prefill_chunk: int | None,
 ) -> Generator[tuple[int, int], bool | None, None]:
     device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
-    generators = [_row_generator(seed, row) for row in range(len(prompts))]
+    generators = [row_generator(seed, row) for row in range(len(prompts))]
     fed, present = _pad_left([prompt[held:] for prompt in prompts], device)
     running = set(range(len(prompts)))
     seen = None
-    with _evaluating(model):
+    with evaluating(model):
         for _ in range(new_tokens):
             logits = _last_logits(model, fed, present, cache, prefill_chunk)
             if sampling.repetition_penalty != 1 and seen is None:
@@ -243,13 +244,20 @@ def _pad_left(
     return tokens.to(device), present.to(device)
 
 
-def _row_generator(seed: int, row: int) -> torch.Generator:
+def row_generator(seed: int, row: int) -> torch.Generator:
+    """Give the generator that a row draws from, the same whatever the other rows are.
+
+    Args:
+        seed: of all draws; 0 or more.
+        row: its number.
+    """
     state = np.random.SeedSequence(seed, spawn_key=(row,)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
+    """Set a model to evaluation mode for a while, and then back to the mode that each of its modules was in."""
     # Module by module, since a part may be kept in evaluation mode while the whole is trained.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
