@@ -468,8 +468,9 @@ class TestModel:
         model(torch.zeros(1, 24, dtype=torch.int64), cache=cache)
         with pytest.raises(ValueError, match="position 24 is beyond"):
             model(torch.zeros(1, 1, dtype=torch.int64), cache=cache)
-        with pytest.raises(ValueError, match="position 24 is beyond"):
+        with pytest.raises(ValueError, match="30 new ones go beyond the model's context of 24: ask for at most 22"):
             generate(model, [[1, 2, 3]], new_tokens=30)
+        assert len(generate(model, [[1, 2, 3]], new_tokens=22)[0]) == 22
 
     def test_heads_that_do_not_divide_the_width_are_refused(self):
         with pytest.raises(ValueError, match="width 16 cannot be divided among 3 heads"):

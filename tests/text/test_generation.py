@@ -167,7 +167,8 @@ def test_it_ends_when_all_rows_have():
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_an_ended_row_takes_up_no_positions(use_cache: bool):
     # Beside a short prompt, a long one that stops early would run off the end of the table.
-    model = decoder("learned")
+    # The recorder does not say what its context is, so that this is found out only then.
+    model = Recorder(decoder("learned"))
     long = [number % VOCABULARY for number in range(LIMIT - 1)]
     end = by_hand(model, long, 1)[0]
     short = next([token] for token in range(VOCABULARY) if end not in by_hand(model, [token], 20))
@@ -259,6 +260,13 @@ def test_only_the_last_places_logits_are_computed():
     model.logits = lambda hidden: mapped.append(tuple(hidden.shape)) or real(hidden)
     generate(model, [[1, 2, 3], [4, 5, 6]], new_tokens=2)
     assert mapped == [(2, WIDTH)] * 2
+
+
+def test_unknown_tokens_are_refused_at_once():
+    for token in (-1, VOCABULARY):
+        with pytest.raises(ValueError, match=rf"prompt 1 has token {token}, .* tokens are from 0 to {VOCABULARY - 1}"):
+            generate(decoder(), [[1], [2, token]], new_tokens=1)
+    assert generate(decoder(), [[VOCABULARY - 1, 0]], new_tokens=1)
 
 
 def test_a_prompt_beyond_the_context_is_refused_at_once():

@@ -29,6 +29,9 @@ class Decoder(nn.Module):
         tied: whether the output map is the embedding table (Press & Wolf 2017).
         embedding_scale: what embeddings are multiplied by; √width in Vaswani et al. 2017, section 3.4.
         dropout: probability of dropping a coordinate of the embeddings in training.
+
+    Attributes:
+        vocabulary: number of tokens.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Decoder(nn.Module):
         super().__init__()
         if vocabulary < 1 or not blocks:
             raise ValueError(f"a decoder needs a token and a block; got vocabulary {vocabulary}, {len(blocks)} blocks")
+        self.vocabulary = vocabulary
         self.embedding = nn.Embedding(vocabulary, width)
         self.embedding_scale = embedding_scale
         self.positions = positions

@@ -73,7 +73,8 @@ def generate(
 
     Args:
         model: gives the logits. Where it has `last_logits`, as `nn.Decoder` has, only the last place's are computed;
-            where it has a `context` that is not None, longer prompts are refused.
+            where it has a `context` that is not None, prompts that go beyond it with their new tokens are refused, and
+            where it has a `vocabulary`, tokens that are not in it.
         prompts: the tokens of each prompt, at least one.
         new_tokens: the most tokens to add to a prompt.
         sampling: how tokens are drawn; as the model has it (`Sampling()`) where None. A repetition penalty looks at the
@@ -89,8 +90,8 @@ def generate(
             row's last.
 
     Raises:
-        ValueError: no prompts, a prompt of no tokens or beyond the model's context, fewer than one new token, a
-            negative seed, chunks of fewer than one token or without a cache, or what the model refuses, such as more
+        ValueError: no prompts, a prompt of no tokens, of unknown ones, or beyond the model's context with its new
+            tokens, fewer than one new token, a negative seed, chunks of fewer than one token or without a cache, or what the model refuses, such as more
             tokens than it has positions for.
     """
     if len(prompts) == 0:
@@ -147,12 +148,22 @@ def continuations(
         needed = "at least 1" if prefill_chunk < 1 else "None where there is no cache to keep earlier chunks"
         raise ValueError(f"prefill_chunk {prefill_chunk} is out of range: it must be {needed}")
     context = getattr(model, "context", None)
-    too_long = next((row for row, prompt in enumerate(prompts) if context is not None and len(prompt) > context), None)
-    if too_long is not None:
-        raise ValueError(
-            f"prompt {too_long} has {len(prompts[too_long])} tokens, more than the model's context of {context}: "
-            "shorten it"
-        )
+    vocabulary = getattr(model, "vocabulary", None)
+    for row, prompt in enumerate(prompts):
+        if context is not None and len(prompt) > context:
+            raise ValueError(
+                f"prompt {row} has {len(prompt)} tokens, more than the model's context of {context}: shorten it"
+            )
+        # The last token that is drawn is not fed to the model.
+        if context is not None and len(prompt) + new_tokens - 1 > context:
+            raise ValueError(
+                f"prompt {row} has {len(prompt)} tokens, and {new_tokens} new ones go beyond the model's context of "
+                f"{context}: ask for at most {context + 1 - len(prompt)}"
+            )
+        unknown = next((token for token in prompt if not 0 <= token < (vocabulary or token + 1)), None)
+        if unknown is not None:
+            of = "0 or more" if vocabulary is None else f"from 0 to {vocabulary - 1}"
+            raise ValueError(f"prompt {row} has token {unknown}, which the model does not know: tokens are {of}")
     held = 0 if cache is None else len(cache)
     if held >= min(map(len, prompts)):
         raise ValueError(f"a cache of {held} tokens needs prompts that are longer: got {list(map(len, prompts))}")

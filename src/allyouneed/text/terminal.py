@@ -1,6 +1,8 @@
 """A conversation at a terminal, or over a pipe: lines in, answers out as they are written."""
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import suppress
 from io import TextIOWrapper
@@ -46,8 +48,10 @@ class Terminal:
                 yield line
 
     def say(self, text: str) -> None:
-        """Print what is not part of an answer."""
-        print(text, file=sys.stderr, flush=True)
+        """Print what is not part of an answer, in lines that end between words."""
+        width = shutil.get_terminal_size().columns if self.interactive else 10**6
+        for line in text.split("\n"):
+            print(textwrap.fill(line, width), file=sys.stderr, flush=True)
 
     def write(self, text: str) -> None:
         """Print a piece of an answer at once, without control characters."""
