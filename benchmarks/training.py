@@ -7,9 +7,11 @@ it. A line shows that both sides start from the same loss.
   the loss on whole logits.
 - LLaMA of our room and transformers' LlamaForCausalLM, with half as many key-value heads as query heads: ours with the
   same loss, theirs with the loss on whole logits.
+- GPT of our room and transformers' OpenAIGPTLMHeadModel, with the same losses.
 - BERT of our room and transformers' BertForMaskedLM, on rows of which 15 % of the tokens are to be restored.
 - The Transformer of our room and torch.nn.Transformer, between the same embeddings and output map, on sources and
   targets of different lengths with padding: ours with that loss, theirs with the loss on whole logits.
+- T5 of our room and transformers' T5ForConditionalGeneration, on such sources and targets and with the same losses.
 
     python benchmarks/training.py [--steps N]
 """
@@ -26,14 +28,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig as TheirBertConfig
-from transformers import BertForMaskedLM, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import (
+    BertForMaskedLM,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    T5ForConditionalGeneration,
+)
 from transformers import GPT2Config as TheirGPT2Config
 from transformers import LlamaConfig as TheirLlamaConfig
+from transformers import T5Config as TheirT5Config
 
+from allyouneed.hub import Pretrained
 from allyouneed.nn import Decoder, EncoderDecoder
 from allyouneed.papers.bert import IGNORED, Bert, BertConfig, MaskedLanguageModel, masked_loss
+from allyouneed.papers.gpt1 import GPT1, GPT1Config
 from allyouneed.papers.gpt2 import GPT2, GPT2Config
 from allyouneed.papers.llama1 import Llama, LlamaConfig, swiglu_hidden
+from allyouneed.papers.t5 import T5, T5Config
 from allyouneed.papers.transformer import transformer, translation_loss
 from allyouneed.training import next_token_loss
 
@@ -76,15 +89,10 @@ def their_decoder() -> GPT2LMHeadModel:
     )
 
 
-def copy_weights(theirs: GPT2LMHeadModel, ours: GPT2) -> None:
-    """Give ours the reference's weights, by the names under which they are published."""
-    source, parameters = theirs.state_dict(), dict(ours.named_parameters())
-    with torch.no_grad():
-        for name in ours.weight_names():
-            own = [parameters[part] for part in name.ours]
-            values = name.split(source[name.theirs].clone(), [parameter.shape for parameter in own])
-            for parameter, value in zip(own, values, strict=True):
-                parameter.copy_(value)
+def published(ours: Pretrained) -> dict[str, Tensor]:
+    """Give a model's weights by the names under which they are published."""
+    own = dict(ours.named_parameters(remove_duplicate=False))
+    return {name.theirs: name.join([own[part].detach() for part in name.ours]) for name in ours.weight_names()}
 
 
 def steps(loss: Callable[[], Tensor], model: nn.Module, bf16: bool) -> Callable[[], float]:
@@ -172,7 +180,7 @@ def compare_decoders(count: int) -> None:
     """Compare with transformers' GPT-2."""
     torch.manual_seed(0)
     theirs, ours = their_decoder(), our_decoder()
-    copy_weights(theirs, ours)
+    theirs.load_state_dict(published(ours) | {"lm_head.weight": ours.embedding.weight})
     window = torch.randint(VOCABULARY, (BATCH, LENGTH + 1))
     print(f"decoder of width {WIDTH}, {LAYERS} layers, length {LENGTH}, batch {BATCH}, vocabulary {VOCABULARY}")
     compare(ours, theirs, *language_losses(ours, theirs, window), "transformers", count)
@@ -185,11 +193,24 @@ def compare_llamas(count: int) -> None:
         LlamaConfig(VOCABULARY, WIDTH, LAYERS, HEADS, swiglu_hidden(WIDTH, 64), key_value_heads=HEADS // 2, tied=True)
     )
     theirs = LlamaForCausalLM(TheirLlamaConfig(**ours.to_config(), pad_token_id=None))
-    parameters = dict(ours.named_parameters())
-    stored = {name.theirs: name.join([parameters[own].detach() for own in name.ours]) for name in ours.weight_names()}
-    theirs.load_state_dict(stored | {"lm_head.weight": stored["model.embed_tokens.weight"]})
+    theirs.load_state_dict(published(ours) | {"lm_head.weight": ours.embedding.weight})
     window = torch.randint(VOCABULARY, (BATCH, LENGTH + 1))
     print(f"LLaMA of width {WIDTH}, {LAYERS} layers, length {LENGTH}, batch {BATCH}, vocabulary {VOCABULARY}")
+    compare(ours, theirs, *language_losses(ours, theirs, window), "transformers", count)
+
+
+def compare_first_gpts(count: int) -> None:
+    """Compare with transformers' GPT."""
+    torch.manual_seed(0)
+    sizes = GPT1Config(
+        VOCABULARY, LENGTH, WIDTH, LAYERS, HEADS, embedding_dropout=0.0, attention_dropout=0.0, residual_dropout=0.0
+    )
+    ours = GPT1(sizes)
+    config = {key: value for key, value in ours.to_config().items() if key != "architectures"}
+    theirs = OpenAIGPTLMHeadModel(OpenAIGPTConfig(**config))
+    theirs.load_state_dict(published(ours) | {"lm_head.weight": ours.embedding.weight}, strict=False)
+    window = torch.randint(VOCABULARY, (BATCH, LENGTH + 1))
+    print(f"GPT of width {WIDTH}, {LAYERS} layers, length {LENGTH}, batch {BATCH}, vocabulary {VOCABULARY}")
     compare(ours, theirs, *language_losses(ours, theirs, window), "transformers", count)
 
 
@@ -200,10 +221,7 @@ def compare_masked_models(count: int) -> None:
     ours = MaskedLanguageModel(Bert(sizes))
     config = {key: value for key, value in ours.to_config().items() if key != "architectures"}
     theirs = BertForMaskedLM(TheirBertConfig(**config))
-    own, target = dict(ours.named_parameters()), dict(theirs.named_parameters())
-    with torch.no_grad():
-        for name in ours.weight_names():
-            target[name.theirs].copy_(own[name.ours[0]])
+    theirs.load_state_dict(published(ours), strict=False)
     tokens = torch.randint(1, VOCABULARY, (BATCH, LENGTH))
     segments = torch.zeros_like(tokens)
     targets = torch.where(torch.rand(tokens.shape) < 0.15, tokens, IGNORED)
@@ -236,6 +254,15 @@ def language_losses(
     return our_loss, their_loss
 
 
+def sentences() -> tuple[Tensor, Tensor]:
+    """Draw sources and targets of different lengths, padded."""
+    lengths = torch.randint(SENTENCE // 2, SENTENCE + 1, (2, SENTENCES, 1))
+    lengths[:, 0] = SENTENCE
+    tokens = torch.randint(1, VOCABULARY, (2, SENTENCES, SENTENCE))
+    source, target = torch.where(torch.arange(SENTENCE) < lengths, tokens, PADDING)
+    return source, target
+
+
 def compare_encoder_decoders(count: int) -> None:
     """Compare with torch's Transformer."""
     torch.manual_seed(0)
@@ -243,11 +270,7 @@ def compare_encoder_decoders(count: int) -> None:
     theirs = TorchTransformer(ours)
     # A copy of the tables, so that the two sides do not train each other's.
     theirs.source, theirs.target = copy.deepcopy((ours.encoder, ours.decoder))
-    lengths = torch.randint(SENTENCE // 2, SENTENCE + 1, (2, SENTENCES, 1))
-    lengths[:, 0] = SENTENCE
-    source, target = torch.where(
-        torch.arange(SENTENCE) < lengths, torch.randint(1, VOCABULARY, (2, SENTENCES, SENTENCE)), PADDING
-    )
+    source, target = sentences()
 
     def our_loss() -> Tensor:
         total, number = translation_loss(ours, (source, target), padding=PADDING)
@@ -264,6 +287,44 @@ def compare_encoder_decoders(count: int) -> None:
     compare(ours, theirs, our_loss, their_loss, "torch", count)
 
 
+def compare_text_to_text(count: int) -> None:
+    """Compare with transformers' T5."""
+    torch.manual_seed(0)
+    ours = T5(
+        T5Config(
+            vocabulary=VOCABULARY,
+            width=WIDTH,
+            head_width=WIDTH // HEADS,
+            hidden=4 * WIDTH,
+            layers=STACK,
+            heads=HEADS,
+            dropout=0.0,
+            padding=PADDING,
+        )
+    )
+    config = {key: value for key, value in ours.to_config().items() if key != "architectures"}
+    theirs = T5ForConditionalGeneration(TheirT5Config(**config))
+    theirs.load_state_dict(published(ours), strict=False)
+    source, target = sentences()
+    # Every target begins with the token that also pads.
+    target[:, 0] = PADDING
+    present = source != PADDING
+
+    def our_loss() -> Tensor:
+        total, number = translation_loss(ours, (source, target), padding=PADDING)
+        return total / number
+
+    def their_loss() -> Tensor:
+        logits = theirs(input_ids=source, attention_mask=present, decoder_input_ids=target[:, :-1]).logits
+        return F.cross_entropy(logits.flatten(0, 1), target[:, 1:].flatten(), ignore_index=PADDING)
+
+    print(
+        f"T5 of width {WIDTH}, {STACK} + {STACK} layers, sentences of up to {SENTENCE}, batch {SENTENCES}, "
+        f"vocabulary {VOCABULARY}"
+    )
+    compare(ours, theirs, our_loss, their_loss, "transformers", count)
+
+
 def main() -> None:
     """Time all comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -273,8 +334,10 @@ def main() -> None:
     print("one thread; ratios above 1 say that ours is faster")
     compare_decoders(count)
     compare_llamas(count)
+    compare_first_gpts(count)
     compare_masked_models(count)
     compare_encoder_decoders(count)
+    compare_text_to_text(count)
 
 
 if __name__ == "__main__":

@@ -74,15 +74,15 @@ class TransferConfig:
     width: int = 64
     layers: int = 2
     heads: int = 4
-    length: int = 64
-    batch: int = 16
-    steps: int = 2000
-    learning_rate: float = 4e-3
+    length: int = 20
+    batch: int = 40
+    steps: int = 3000
+    learning_rate: float = 2e-3
     sizes: tuple[int, ...] = (100, 1000, 5000)
     fine_steps: tuple[int, ...] = (60, 150, 400)
     fine_batch: int = 16
     fine_rate: float = 2e-3
-    longest: int = 48
+    longest: int = 20
     tested: int = 1000
 
     @property
