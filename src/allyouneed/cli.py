@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -15,7 +15,8 @@ from allyouneed import catalog
 
 if TYPE_CHECKING:
     from allyouneed.evidence import Experiment, Run
-    from allyouneed.text import ChatModel
+    from allyouneed.hub import StoredModel
+    from allyouneed.text import ChatModel, Tokenizer
     from allyouneed.text.terminal import Terminal
 
 app = typer.Typer(
@@ -323,11 +324,85 @@ def chat(
     converse(chatting, terminal, system=system, sampling=sampling, seed=seed, new_tokens=new_tokens)
 
 
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An asset, a folder, a GGUF file or a hub repository.")],
+    port: Annotated[int, typer.Option(help="0 takes any free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="This machine's own address, so that no other machine reaches it.")] = (
+        "127.0.0.1"
+    ),
+    api_key: Annotated[
+        str | None, typer.Option(envvar="ALLYOUNEED_API_KEY", help="What clients must send; anyone may ask without.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What requests call the model; MODEL where not given.")] = None,
+    quantize: Annotated[str | None, typer.Option(help="int8 or int4: less memory, faster for few at a time.")] = None,
+    texts: Annotated[int, typer.Option(help="How many texts are written at once.")] = 16,
+    waiting: Annotated[int, typer.Option(help="Requests that may wait; further ones are refused.")] = 256,
+    cache: Annotated[int, typer.Option(metavar="MB", help="Memory for keys and values.")] = 512,
+    seconds: Annotated[float, typer.Option(help="The longest that a request may take.")] = 300.0,
+    speculate: Annotated[str | None, typer.Option(help="ngram: propose what followed the same words before.")] = None,
+    threads: Annotated[int, typer.Option(help="Of the model's computations.")] = 1,
+) -> None:
+    """Serve a language model on this machine, as OpenAI's API does: chats and completions, also as streams."""
+    try:
+        from allyouneed.papers.serving.connections import make_server  # noqa: F401
+        from allyouneed.papers.serving.serve import ServeConfig
+        from allyouneed.papers.serving.serve import serve as serve_model
+    except ImportError as error:
+        _fail(f"{error.name} is missing: `pip install 'allyouneed[serve]'` installs what a server needs")
+    from allyouneed.data import AssetError
+    from allyouneed.hub import open_model
+
+    say = Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print
+    try:
+        if quantize not in (None, "int8", "int4"):
+            raise ValueError(f"quantize is {quantize!r}; it must be 'int8' or 'int4'")
+        config = ServeConfig(
+            host,
+            port,
+            api_key,
+            texts,
+            waiting,
+            cache,
+            seconds,
+            speculate=speculate,
+            threads=threads,  # pyright: ignore[reportArgumentType]
+        )
+        say(f"loading {model} …")
+        stored = open_model(model)
+        loaded, tokenizer, variables, stop = _load(stored, quantize)
+        serve_model(
+            loaded,
+            tokenizer,
+            name=name or model,
+            chat_template=stored.chat_template,
+            variables=variables,
+            stop=stop,
+            config=config,
+            say=say,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        _fail(error)
+    except (AssetError, OSError) as error:
+        _fail(error, 1)
+
+
+def _load(stored: "StoredModel", quantize: str | None) -> tuple[Any, "Tokenizer", dict[str, str], list[int]]:
+    """Load a model with its tokenizer, what its template may use, and the tokens that end its texts."""
+    from allyouneed.loading import load_opened
+
+    loaded, tokenizer = load_opened(stored, quantize=quantize)  # pyright: ignore[reportArgumentType]
+    names = {token: text for text, token in tokenizer.special_tokens.items()}
+    ids = {key: stored.config.get(f"{key}_id") for key in ("bos_token", "eos_token")}
+    variables = {key: names[token] for key, token in ids.items() if token in names}
+    end = ids["eos_token"]
+    return loaded, tokenizer, variables, [end] if isinstance(end, int) else list(end or [])
+
+
 def _open_chat(name: str, quantize: str | None, terminal: "Terminal") -> "ChatModel":
     """Load a model with its tokenizer and chat template."""
     from allyouneed.data import AssetError
     from allyouneed.hub import open_model
-    from allyouneed.loading import load_opened
     from allyouneed.text import LocalChat
 
     try:
@@ -335,13 +410,8 @@ def _open_chat(name: str, quantize: str | None, terminal: "Terminal") -> "ChatMo
         stored = open_model(name)
         if stored.chat_template is None:
             _fail(f"{name} has no chat template: it was not made for conversations. Choose one that was: {_CHAT_MODEL}")
-        loaded, tokenizer = load_opened(stored, quantize=quantize)  # pyright: ignore[reportArgumentType]
-        names = {token: text for text, token in tokenizer.special_tokens.items()}
-        ids = {key: stored.config.get(f"{key}_id") for key in ("bos_token", "eos_token")}
-        variables = {key: names[token] for key, token in ids.items() if token in names}
-        end = ids["eos_token"]
-        stop = [end] if isinstance(end, int) else list(end or [])
-        return LocalChat(loaded, tokenizer, stored.chat_template, stop=stop, variables=variables)  # pyright: ignore[reportArgumentType]
+        loaded, tokenizer, variables, stop = _load(stored, quantize)
+        return LocalChat(loaded, tokenizer, stored.chat_template, stop=stop, variables=variables)
     except (ValueError, FileNotFoundError) as error:
         _fail(error)
     except (AssetError, OSError) as error:

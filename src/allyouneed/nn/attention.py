@@ -52,7 +52,7 @@ def attention_pattern(
         queries: number of tokens that look; they are the last of the keys.
         keys: number of tokens that are looked at.
         causal: hide from each query the tokens that follow it.
-        prefix: the first so many keys are hidden from none (Raffel et al. 2020, section 3.2.1, a prefix language model).
+        prefix: the first so many keys are hidden from none, as in a prefix language model (Raffel et al. 2020, 3.2.1).
         present: False where a key is padding.
         rotation: passed on.
         device: where to build the mask.

@@ -32,8 +32,8 @@ def arms(base: TransferConfig) -> dict[str, TransferConfig]:
 
 
 SCALE = (
-    "0.24 million parameters, rows of 20 tokens and a million tokens, seen about twice, stand for 110 million and 3.3 billion "
-    "words seen 40 times. What is compared is how far each has come by then."
+    "0.24 million parameters, rows of 20 tokens and a million tokens, seen about twice, stand for 110 million, rows of "
+    "512 and 3.3 billion words, seen 40 times. What is compared is how far each has come by then."
 )
 EARLY = (
     f"{SCALE} So early, the left-to-right model has had six times as many words to foresee as the other to restore, "
