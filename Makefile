@@ -9,7 +9,7 @@ CHECKED := src tests benchmarks
 demo: .venv/installed
 	$(BIN)/allyouneed run alibi
 
-test: .venv/installed
+test: .venv/triton
 	$(BIN)/python -m pytest -n 2
 
 lint: .venv/installed
@@ -32,4 +32,9 @@ check: lint types imports
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "allyouneed needs Python 3.11 to 3.13, and $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Large, and needed by the tests of one kernel alone.
+.venv/triton: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[triton]'
 	touch $@
