@@ -1,7 +1,7 @@
 """Time FlashAttention against attention written out and against torch's own fused kernel, forward and backward.
 
 All ways in turn in one process, on the same numbers. On a CPU: our tiles in PyTorch, in 32 bits, one thread. On a GPU:
-our Triton kernels in bfloat16 at 2,048 to 16,384 tokens, 16,384 tokens and 2,048 numbers wide in all, whatever the
+our Triton kernels in bfloat16 at 2,048 to 16,384 tokens, 16,384 tokens and 1,024 numbers wide in all, whatever the
 length and the heads' width; there torch's kernel is FlashAttention-2.
 
     python benchmarks/attention.py [--lengths N ...] [--widths N ...] [--repeat N] [--causal]
@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from allyouneed.papers.flash_attention import Tile, flash_attention
 
-TOKENS, WIDTH = 16_384, 2048
+TOKENS, WIDTH = 16_384, 1024
 """On a GPU: tokens of a batch, and heads times their width."""
 CPU_HEADS = 4
 

@@ -1,5 +1,6 @@
 """`allyouneed.load` finds the room that reads an architecture, and says what it cannot load."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 import allyouneed
-from allyouneed.hub import UnsupportedError, WeightsError, open_model, write_model
+from allyouneed.hub import Pretrained, UnsupportedError, WeightsError, open_model, write_model
+from allyouneed.papers.readers import READERS
 from allyouneed.text import BytePairTokenizer, ByteTokenizer
 
 STANDINS = Path(__file__).parent / "standins"
@@ -19,6 +21,14 @@ def standins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ALLYOUNEED_STANDINS", str(STANDINS))
     monkeypatch.setenv("ALLYOUNEED_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("ALLYOUNEED_OFFLINE", "1")
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_each_reader_is_a_class_that_can_be_filled(kind: str) -> None:
+    module, _, name = READERS[kind].partition(":")
+    reader = getattr(importlib.import_module(module), name)
+    assert issubclass(reader, Pretrained)
+    assert reader.architectures
 
 
 @pytest.mark.usefixtures("standins")
@@ -140,10 +150,3 @@ def test_the_package_is_light_until_it_loads() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="has no attribute 'lode'"):
         allyouneed.lode  # noqa: B018
-
-
-def test_every_room_that_is_named_is_there() -> None:
-    from allyouneed import catalog, loading
-
-    rooms = {paper.room for paper in catalog.papers()}
-    assert {module.rpartition(".")[2] for module, _ in loading._ROOMS.values()} <= rooms

@@ -32,7 +32,7 @@ DEVICE = "cuda" if GPU else "cpu"
 SMALL = Launches(Launch(32, 16), Launch(16, 32), Launch(32, 16))
 """Blocks of which even short sequences have several."""
 # The interpreter cuts off what does not fit into 16 bits of bfloat16, where a GPU rounds.
-TOLERANCES = {torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 4e-2}
+TOLERANCES = {torch.float32: 2e-5 if GPU else 2e-6, torch.float16: 3e-3, torch.bfloat16: 4e-2}
 
 
 def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -250,7 +250,7 @@ def test_on_a_gpu_speed_against_torchs_kernels(width, length):
     import triton
 
     leaves = [
-        numbers(1, 2048 // width, length, width, seed=seed, dtype=torch.bfloat16).requires_grad_() for seed in range(3)
+        numbers(1, 1024 // width, length, width, seed=seed, dtype=torch.bfloat16).requires_grad_() for seed in range(3)
     ]
     upstream = torch.randn_like(leaves[0])
 

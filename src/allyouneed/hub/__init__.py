@@ -10,7 +10,6 @@ from .names import Name, same, stacked, transposed
 from .opening import open_model
 from .pretrained import Pretrained
 from .quantizing import Quantization
-from .readers import load_model, load_opened
 from .stored import QuantizedBlocks, StoredModel
 from .writing import write_model
 
@@ -23,8 +22,6 @@ __all__ = [
     "StoredModel",
     "UnsupportedError",
     "WeightsError",
-    "load_model",
-    "load_opened",
     "open_model",
     "refuse_unless",
     "required",

@@ -179,8 +179,8 @@ class Attention(nn.Module):
             hidden: the tokens that look.
             pattern: who looks at whom; everyone at everyone where None.
             source: the tokens that are looked at, in cross-attention.
-            cache: keys and values of earlier tokens; those of this call are appended. An `AttendingCache` also takes the
-                place of the pattern's mask and of the kernel.
+            cache: keys and values of earlier tokens; those of this call are appended. An `AttendingCache` also takes
+                the place of the pattern's mask and of the kernel.
         """
         pattern = pattern or AttentionPattern()
         if _autocasts(hidden):

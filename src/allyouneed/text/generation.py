@@ -91,8 +91,8 @@ def generate(
 
     Raises:
         ValueError: no prompts, a prompt of no tokens, of unknown ones, or beyond the model's context with its new
-            tokens, fewer than one new token, a negative seed, chunks of fewer than one token or without a cache, or what the model refuses, such as more
-            tokens than it has positions for.
+            tokens, fewer than one new token, a negative seed, chunks of fewer than one token or without a cache, or
+            what the model refuses, such as more tokens than it has positions for.
     """
     if len(prompts) == 0:
         raise ValueError("there are no prompts: generation needs at least one")

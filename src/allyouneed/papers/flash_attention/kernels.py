@@ -197,8 +197,8 @@ def _gather(
         query = _load(query_base, rows, queries, HEAD_WIDTH, WIDTH, MASKED)
         upstream = _load(upstream_base, rows, queries, HEAD_WIDTH, WIDTH, MASKED)
         if MASKED:
-            # Of a query that is not there all weights are 2^-∞.
-            log_sum = tl.load(log_sum_base + rows, mask=rows < queries, other=float("inf"))
+            # A query that is not there is 0, as is its gradient: it adds nothing.
+            log_sum = tl.load(log_sum_base + rows, mask=rows < queries, other=0.0)
             along = tl.load(along_base + rows, mask=rows < queries, other=0.0)
         else:
             log_sum = tl.load(log_sum_base + rows)
@@ -340,7 +340,7 @@ def backward_queries(
     rows = block * QUERIES + tl.arange(0, QUERIES)
     query = _load(query_base + head * queries * HEAD_WIDTH, rows, queries, HEAD_WIDTH, WIDTH, True)
     upstream = _load(upstream_base + head * queries * HEAD_WIDTH, rows, queries, HEAD_WIDTH, WIDTH, True)
-    log_sum = tl.load(log_sum_base + head * queries + rows, mask=rows < queries, other=float("inf"))
+    log_sum = tl.load(log_sum_base + head * queries + rows, mask=rows < queries, other=0.0)
     along = tl.load(along_base + head * queries + rows, mask=rows < queries, other=0.0)
     query_sum = tl.zeros([QUERIES, WIDTH], tl.float32)
     if CAUSAL:

@@ -68,9 +68,9 @@ class Mixture:
         rows = []
         for number in generator.integers(len(names), size=count):
             own = self.examples[names[number]]
-            row = [self.end, *own[generator.integers(len(own))][0]]
+            row = [self.end, *own[int(generator.integers(len(own)))][0]]
             while len(row) < length:
-                row += own[generator.integers(len(own))][1]
+                row += own[int(generator.integers(len(own)))][1]
             rows.append(row[:length])
         return torch.tensor(rows)
 

@@ -8,7 +8,7 @@ from allyouneed.evidence import TrialResult
 from allyouneed.evidence.figures import draw_curves, panels
 
 from .generated import Mappings
-from .trials import FREE, OPTIONS
+from .tasks import FREE, OPTIONS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,6 +95,7 @@ def shot_ticks(axes: Any, shots: Sequence[int]) -> None:
     """Name the numbers of examples, and leave room for the legend above the lines."""
     axes.set_xticks([across(count) for count in shots], [str(count) for count in shots])
     low, high = axes.get_ylim()
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 1])
     axes.set_ylim(min(0.0, low), high + 0.09 * len(axes.get_legend().get_texts()) * (high - low))
 
 

@@ -1,10 +1,15 @@
 """Tasks to try few-shot learning on: some of BIG-bench's with their options put together, and the paper's own (3.9)."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any, Literal
 
 from allyouneed.data.splits import SPLITS, Split
 from allyouneed.data.tasks import Example, Task, task
+
+from .prompts import Layout, draw
+from .scoring import Normalisation
 
 
 @cache
@@ -37,6 +42,49 @@ def science(split: Split) -> Task:
         if len(set(options)) == 4 and all(options):
             joined.append(Example(one.text, (options[0],), tuple(sorted(options))))
     return replace(read, examples=tuple(joined))
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A task with options, and how it is put to a model.
+
+    Attributes:
+        name: of the task.
+        layout: how a published model is shown it.
+        normalisation: of its options; for questions of science the paper's own choice (section 2.4).
+    """
+
+    name: Literal["question_type", "science", "sentiment"]
+    layout: Layout
+    normalisation: Normalisation = "per_token"
+
+    def examples(self, split: Split, longest: int) -> list[Example]:
+        """Give the questions of a split that are short enough."""
+        read: dict[str, Any] = {"question_type": question_types, "science": science}
+        found: Task = read[self.name](split) if self.name in read else task(self.name, split)
+        return short(found.examples, longest)
+
+
+OPTIONS = (
+    Tried("question_type", Layout("", "\nType:")),
+    Tried("science", Layout("", "\nAnswer:"), "unconditional"),
+    Tried("sentiment", Layout("Review: ", "\nSentiment:")),
+)
+FREE = {
+    "addition": ("arithmetic_2_digit_addition", Layout("Q: ", "\nA:"), 4),
+    "unscrambling": ("unscrambling", Layout("", "", "\n"), 6),
+}
+"""Tasks whose answer is written: its name in the data, its layout, and the most tokens of an answer."""
+
+
+def short(examples: Sequence[Example], longest: int) -> list[Example]:
+    """Give the examples whose question has at most so many characters."""
+    return [one for one in examples if len(one.text) <= longest]
+
+
+def draw_questions(questions: Sequence[Example], count: int, seed: int) -> list[Example]:
+    """Draw the questions of a seed, the same for every number of examples; all where there are not as many."""
+    return list(draw(questions, min(count, len(questions)), seed))
 
 
 def _bare(text: str) -> str:

@@ -1,23 +1,20 @@
 """The trials: a published model on real tasks, and models of our own trained on documents that mix many tasks."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import mean
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from allyouneed.data.splits import Split
-from allyouneed.data.tasks import Example, Task, task
+from allyouneed.data.tasks import Example, task
 from allyouneed.evidence import Context
-from allyouneed.hub import load_model
+from allyouneed.papers.readers import load_model
 from allyouneed.text import Tokenizer
-from allyouneed.training import Cosine, TrainingConfig, next_token_loss, train
 
 from .answers import exact_match, write_answers
 from .contamination import dirty, gram_length
@@ -25,46 +22,14 @@ from .corpus import LAYOUT, TRAINED, mixture, training_examples
 from .generated import VOCABULARY, Mappings, accuracy_by_shots
 from .gpt3 import GPT3, GPT3Config
 from .prompts import Layout, Prompt, assemble, draw, longest
-from .scoring import Normalisation, accuracy, score_options
-from .tasks import question_types, science
+from .scoring import accuracy, score_options
+from .tasks import FREE, OPTIONS, draw_questions
+from .training import curve, narrow, of_step, size, train_as_gpt3
 
 CONTEXT = 2048
 """Tokens of a prompt and its answer, as in the paper; SmolLM2 could read more."""
 START = "<|endoftext|>"
 """What stood between documents when the published model was trained, and before each prompt here."""
-
-
-@dataclass(frozen=True)
-class Tried:
-    """A task with options, and how it is put to a model.
-
-    Attributes:
-        name: of the task.
-        layout: how a published model is shown it.
-        normalisation: of its options; for questions of science the paper's own choice (section 2.4).
-    """
-
-    name: Literal["question_type", "science", "sentiment"]
-    layout: Layout
-    normalisation: Normalisation = "per_token"
-
-    def examples(self, split: Split, longest: int) -> list[Example]:
-        """Give the questions of a split that are short enough."""
-        read: dict[str, Any] = {"question_type": question_types, "science": science}
-        found: Task = read[self.name](split) if self.name in read else task(self.name, split)
-        return short(found.examples, longest)
-
-
-OPTIONS = (
-    Tried("question_type", Layout("", "\nType:")),
-    Tried("science", Layout("", "\nAnswer:"), "unconditional"),
-    Tried("sentiment", Layout("Review: ", "\nSentiment:")),
-)
-FREE = {
-    "addition": ("arithmetic_2_digit_addition", Layout("Q: ", "\nA:"), 4),
-    "unscrambling": ("unscrambling", Layout("", "", "\n"), 6),
-}
-"""Tasks whose answer is written: its name in the data, its layout, and the most tokens of an answer."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +84,6 @@ class FewShotConfig:
 
 SHOTS: Mapping[str, tuple[int, ...]] = {"mappings": (0, 1, 2, 3, 5, 7), "mixture": (0, 1, 2, 4)}
 """Numbers of examples that models of our own are tried with."""
-
-
-def short(examples: Sequence[Example], longest: int) -> list[Example]:
-    """Give the examples whose question has at most so many characters."""
-    return [one for one in examples if len(one.text) <= longest]
 
 
 @cache
@@ -194,19 +154,10 @@ def published(config: FewShotConfig, context: Context) -> dict[str, float]:
     return metrics | {"options": mean(metrics[tried.name] for tried in OPTIONS), "dropped": float(dropped)}
 
 
-def draw_questions(questions: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """Draw the questions of a seed, the same for every number of examples; all where there are not as many."""
-    return list(draw(questions, min(count, len(questions)), seed))
-
-
 def build(config: FewShotConfig) -> GPT3:
-    """Compose a model of our own, with initial weights for its width.
-
-    A standard deviation of 0.02 is for widths of 768 and more. Here maps are drawn from N(0, 1/width) and embeddings
-    from N(0, 1/(4 · width)), with GPT-2's factor for maps that add to the residual path.
-    """
+    """Compose a model of our own."""
     generated = config.kind == "mappings"
-    model = GPT3(
+    return narrow(
         GPT3Config(
             vocabulary=VOCABULARY if generated else config.vocabulary,
             positions=2 * config.examples if generated else config.length,
@@ -216,16 +167,6 @@ def build(config: FewShotConfig) -> GPT3:
             band=config.band,
         )
     )
-    for name, parameter in model.named_parameters():
-        if parameter.dim() == 1:
-            continue
-        deviation = 1 / math.sqrt(config.width)
-        if name.startswith(("embedding", "positions")):
-            deviation /= 2
-        elif "output" in name:
-            deviation /= math.sqrt(2 * config.layers)
-        nn.init.normal_(parameter, std=deviation)
-    return model
 
 
 def mappings(config: FewShotConfig, context: Context) -> dict[str, float]:
@@ -235,7 +176,8 @@ def mappings(config: FewShotConfig, context: Context) -> dict[str, float]:
     def batches(step: int) -> Int64[Tensor, "batch window"]:
         return family.documents(config.documents, of_step(context.seed, step), held_out=False)
 
-    model = trained(config, context, batches)
+    model = build(config)
+    train_as_gpt3(model, batches, config.steps, config.learning_rate, context)
     tested = family.documents(config.tested, of_step(context.seed, config.steps), held_out=True)
     with context.fabric.autocast():
         found = accuracy_by_shots(model.eval(), tested.to(context.fabric.device)).tolist()
@@ -249,7 +191,8 @@ def mixed(config: FewShotConfig, context: Context) -> dict[str, float]:
     def batches(step: int) -> Int64[Tensor, "batch window"]:
         return text.documents(config.documents, config.length + 1, of_step(context.seed, step))
 
-    model = trained(config, context, batches)
+    model = build(config)
+    train_as_gpt3(model, batches, config.steps, config.learning_rate, context)
     by_task: dict[str, dict[int, float]] = {tried.name: {} for tried in OPTIONS}
     overlaps = []
     for tried in OPTIONS:
@@ -279,42 +222,6 @@ def overlapping(questions: Sequence[str], most: int, longest: int) -> list[bool]
     """Tell which questions share words with the training text of the mixture (appendix C)."""
     documents = (one.text for name in TRAINED for one in training_examples(name, most, longest))
     return dirty(questions, documents, gram_length(questions))
-
-
-def trained(config: FewShotConfig, context: Context, batches: Any) -> GPT3:
-    """Train a model of our own as the paper trains (appendix B): a short warm-up, then a cosine to a tenth."""
-    model = build(config)
-    settings = TrainingConfig(config.steps, config.learning_rate, schedule=Cosine(warmup=config.steps // 20, final=0.1))
-    result = train(
-        model,
-        batches,
-        next_token_loss,
-        settings,
-        fabric=context.fabric,
-        checkpoint=context.checkpoint,
-        log=context.log,
-    )
-    context.costs["step_seconds"] = float(result.step_seconds.median())
-    return model
-
-
-def of_step(seed: int, step: int) -> np.random.Generator:
-    """Give the generator of a step's documents, which no other step or seed draws from."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step,)))
-
-
-def curve(found: Mapping[int, float]) -> dict[str, float]:
-    """Give the accuracy with each number of examples, and its slope over log2(1 + examples)."""
-    across = [math.log2(1 + shots) for shots in found]
-    middle, height = mean(across), mean(found.values())
-    rise = sum((x - middle) * (y - height) for x, y in zip(across, found.values(), strict=True))
-    slope = rise / sum((x - middle) ** 2 for x in across)
-    return {f"shots_{shots}": value for shots, value in found.items()} | {"slope": slope}
-
-
-def size(model: nn.Module) -> dict[str, float]:
-    """Count the parameters."""
-    return {"parameters": float(sum(parameter.numel() for parameter in model.parameters()))}
 
 
 def trial(config: FewShotConfig, context: Context) -> Mapping[str, float]:

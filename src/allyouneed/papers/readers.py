@@ -1,8 +1,8 @@
 """Which class reads which architecture, so that whoever needs any model can load one without knowing its room.
 
 A room imports another only where its paper builds on that paper. A room that only needs a language model to try
-something on, such as a published one, takes it from here by name: classes are looked up when they are needed, by the
-`model_type` of the checkpoint, as a plug-in is, and this package still imports no model.
+something on, such as a published one, takes it from here by name, as `allyouneed.load` does: classes are looked up when
+they are needed, by the `model_type` of the checkpoint, since a room brings its paper's other parts with it.
 """
 
 import importlib
@@ -12,13 +12,8 @@ from typing import Any
 
 import torch
 
+from allyouneed.hub import Pretrained, Quantization, StoredModel, UnsupportedError, WeightsError, open_model
 from allyouneed.text import Tokenizer
-
-from .errors import UnsupportedError, WeightsError
-from .opening import open_model
-from .pretrained import Pretrained
-from .quantizing import Quantization
-from .stored import StoredModel
 
 READERS: Mapping[str, str] = {
     "bert": "allyouneed.papers.bert:Bert",
@@ -26,6 +21,8 @@ READERS: Mapping[str, str] = {
     "gpt3": "allyouneed.papers.gpt3:GPT3",
     "llama": "allyouneed.papers.llama1:Llama",
     "mistral": "allyouneed.papers.llama1:Llama",
+    "openai-gpt": "allyouneed.papers.gpt1:GPT1",
+    "t5": "allyouneed.papers.t5:T5",
 }
 """By `config.json`'s `model_type`: a module, and a class in it that is `Pretrained`."""
 
@@ -40,7 +37,8 @@ def load_model(
     """Load a published model and its tokenizer; its `config.json` decides the architecture.
 
     Args:
-        name: as for `open_model`: an asset, a folder, a GGUF file, or a hub repository.
+        name: an asset's name, such as `smollm2-135m-instruct` or `all-minilm-l6-v2`, fetched where it is not in the
+            cache; a folder with `config.json` and safetensors files; a GGUF file; or a hub repository, `owner/name`.
         dtype: of the weights; the narrowest that holds them as they are stored where None.
         device: where to put them; the CPU where None.
         quantize: run the linear maps in 8 bits, or in the checkpoint's own 4-bit groups.

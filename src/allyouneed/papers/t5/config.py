@@ -1,0 +1,127 @@
+"""The numbers of a T5, the paper's sizes, and how checkpoints write them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from allyouneed.hub import UnsupportedError, refuse_unless, required
+
+PLAIN: Mapping[str, Callable[[], nn.Module]] = {"relu": nn.ReLU}
+GATED: Mapping[str, Callable[[], nn.Module]] = {
+    # The approximation of GELU that version 1.1 was trained with.
+    "gated-gelu": partial(nn.GELU, approximate="tanh"),
+    "gated-silu": nn.SiLU,
+}
+"""The feed-forward layers of version 1.0, and those of version 1.1 and its relatives, by their names in checkpoints."""
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """The numbers of a T5; the defaults are the paper's baseline (section 3.1.1).
+
+    Attributes:
+        vocabulary: number of tokens. The paper's 32,000 and 100 sentinels are rounded up to a multiple of 128.
+        width: d_model.
+        head_width: d_kv, of keys, queries and values; the heads together may be wider or narrower than the model.
+        hidden: d_ff, inner width of the feed-forward layers.
+        layers: blocks of the encoder.
+        decoder_layers: blocks of the decoder; as many as the encoder has where None.
+        heads: of each attention.
+        buckets: of relative positions, in each direction or both (section 2.1).
+        furthest: the distance from which on all share a bucket.
+        dropout: probability wherever dropout is applied.
+        feed_forward: "relu" in version 1.0, "gated-gelu" in 1.1.
+        tied: whether the output map is the embedding table, and vectors are multiplied by 1/√width before it: version
+            1.0. In 1.1 it is a map of its own.
+        epsilon: of the norms.
+        padding: the token that fills up rows, and begins every target.
+        end: the token that ends inputs and targets.
+    """
+
+    vocabulary: int = 32_128
+    width: int = 768
+    head_width: int = 64
+    hidden: int = 3072
+    layers: int = 12
+    decoder_layers: int | None = None
+    heads: int = 12
+    buckets: int = 32
+    furthest: int = 128
+    dropout: float = 0.1
+    feed_forward: str = "relu"
+    tied: bool = True
+    epsilon: float = 1e-6
+    padding: int = 0
+    end: int = 1
+
+    def __post_init__(self) -> None:
+        if self.feed_forward not in (*PLAIN, *GATED):
+            raise ValueError(f"feed_forward is {self.feed_forward!r}; it must be one of {', '.join((*PLAIN, *GATED))}")
+        for name in ("vocabulary", "width", "head_width", "hidden", "layers", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.decoder_layers is not None and self.decoder_layers < 1:
+            raise ValueError(f"decoder_layers is {self.decoder_layers}: it must be at least 1, or None")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}: it must be at least 0 and below 1")
+
+
+SIZES: Mapping[str, T5Config] = MappingProxyType(
+    {
+        "small": T5Config(width=512, hidden=2048, layers=6, heads=8),
+        "base": T5Config(),
+        "large": T5Config(width=1024, hidden=4096, layers=24, heads=16),
+        "3b": T5Config(width=1024, head_width=128, hidden=16_384, layers=24, heads=32),
+        "11b": T5Config(width=1024, head_width=128, hidden=65_536, layers=24, heads=128),
+    }
+)
+"""The models of section 3.7."""
+
+KEYS = {
+    "vocabulary": "vocab_size",
+    "width": "d_model",
+    "head_width": "d_kv",
+    "hidden": "d_ff",
+    "layers": "num_layers",
+    "heads": "num_heads",
+    "buckets": "relative_attention_num_buckets",
+    "furthest": "relative_attention_max_distance",
+    "dropout": "dropout_rate",
+    "feed_forward": "feed_forward_proj",
+    "epsilon": "layer_norm_epsilon",
+    "padding": "pad_token_id",
+    "end": "eos_token_id",
+}
+"""What the fields of `T5Config` are called in `config.json`."""
+
+
+def read_config(config: Mapping[str, Any]) -> T5Config:
+    """Read the numbers of a `config.json`, as any version of transformers writes it.
+
+    Raises:
+        UnsupportedError: a key that is missing, or a value that would need other code than this: it is named.
+        ValueError: numbers out of range.
+    """
+    refuse_unless(config, "model_type", ("t5",))
+    refuse_unless(config, "feed_forward_proj", (*PLAIN, *GATED), absent="relu")
+    refuse_unless(config, "is_encoder_decoder", (True,), absent=True)
+    defaults: dict[str, Any] = {"vocabulary": 32_128, "width": 512, "hidden": 2048, "layers": 6, "heads": 8}
+    values: dict[str, Any] = {}
+    for field, key in KEYS.items():
+        default = defaults.get(field, getattr(T5Config, field))
+        values[field] = required(config, key, type(default), default)
+    begin = required(config, "decoder_start_token_id", int, values["padding"])
+    if begin != values["padding"]:
+        raise UnsupportedError(
+            f"config.json: decoder_start_token_id is {begin}; targets begin with pad_token_id, {values['padding']}"
+        )
+    tied = required(config, "tie_word_embeddings", bool, True)
+    # Newer versions of transformers write `tie_word_embeddings` as true for both, and tell them apart by this.
+    tied = required(config, "scale_decoder_outputs", bool, tied)
+    count = config.get("num_decoder_layers")
+    layers = None if count is None else required(config, "num_decoder_layers", int)
+    return T5Config(**values, decoder_layers=layers, tied=tied)
