@@ -150,3 +150,11 @@ def test_the_package_is_light_until_it_loads() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="has no attribute 'lode'"):
         allyouneed.lode  # noqa: B018
+
+
+def test_what_names_the_rooms_imports_none() -> None:
+    code = (
+        "import sys, allyouneed.papers.readers; "
+        "print([name for name in sys.modules if name.startswith('allyouneed.papers.') and name[18:] != 'readers'])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

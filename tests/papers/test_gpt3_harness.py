@@ -34,6 +34,7 @@ from allyouneed.papers.gpt3 import (
     scoring,
     write_answers,
 )
+from allyouneed.papers.readers import load_model
 from allyouneed.text import ByteTokenizer, Sampling, Tokenizer, generate
 
 STANDINS = Path(__file__).parents[1] / "standins"
@@ -213,6 +214,17 @@ class TestScoring:
             alone = [whole(reader, [*start, *BYTES.encode("Answer:")], option) for option in options]
             assert found.unconditional == pytest.approx(alone, rel=1e-10)
             assert found.lengths == tuple(map(len, options))
+
+    def test_equals_reading_whole_with_rotary_positions_and_shared_heads(self, monkeypatch: pytest.MonkeyPatch):
+        """The stand-in for SmolLM2, with its own tokenizer."""
+        monkeypatch.setenv("ALLYOUNEED_STANDINS", str(STANDINS))
+        reader, tokenizer = load_model("smollm2-135m-instruct", dtype=torch.float64)
+        prompt = assemble(tokenizer, SUNS[:2], start=(0,))
+        scored = score_options(reader, tokenizer, prompt, QUESTIONS)
+        for one, found in zip(QUESTIONS, scored, strict=True):
+            context = [*prompt.tokens, *tokenizer.encode(prompt.question(one.text))]
+            options = [tokenizer.encode(f" {option}") for option in one.options]
+            assert found.log_likelihoods == pytest.approx([whole(reader, context, o) for o in options], rel=1e-9)
 
     def test_does_not_depend_on_how_many_go_together(self, monkeypatch: pytest.MonkeyPatch):
         reader, prompt = model(), assemble(BYTES, SUNS[:2])

@@ -1,1 +1,1 @@
-"""One room for each paper."""
+"""One room for each paper; `readers` finds the room that reads a checkpoint."""
