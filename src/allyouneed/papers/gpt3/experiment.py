@@ -1,8 +1,9 @@
 """Does accuracy rise with the examples in the prompt, and more steeply for larger models?
 
-Laptop: about 14 minutes of trials, 7 on 2 cores. SmolLM2 gains on kinds of questions, and on science what little is
-left to gain; of sums it learns little and of scrambled words nothing. Of our own models the larger ones gain more from
-examples of invented tasks; on held-out tasks of BIG-bench all are near chance.
+Laptop: about 14 minutes of trials, 7 on 2 cores. To be expected: with 16 examples SmolLM2 sorts a third to a half of
+questions by their type, under a tenth with none, and answers nine tenths of science questions in place of four fifths;
+of sums of two digits under a tenth, of scrambled words hardly any. With seven examples of invented tasks our models get
+from 70 % right (10 thousand parameters) to 90 % (150 thousand); on held-out tasks of BIG-bench all are near chance.
 """
 
 from dataclasses import replace
@@ -38,7 +39,7 @@ SMALL = (
     "instructions, which the paper's models were not; 100 questions a task, up to 16 examples."
 )
 TINY = (
-    "Models of 10 to 410 thousand parameters, trained on up to a million tokens, stand for 125 million to 175 billion."
+    "Models of 10 to 410 thousand parameters, trained on under a million tokens, stand for 125 million to 175 billion."
 )
 
 
@@ -149,14 +150,14 @@ EXPERIMENT = Experiment(
             arms(
                 FewShotConfig(),
                 FewShotConfig(kind="mappings"),
-                FewShotConfig(kind="mixture", documents=4, steps=500, questions=50),
+                FewShotConfig(kind="mixture", documents=4, steps=400, questions=50),
                 (
                     (3, 16, 1, 4e-3),
                     (3, 32, 1, 4e-3),
-                    (3, 64, 2, 3e-3),
+                    (3, 64, 1, 2e-3),
                     (3, 24, 1, 4e-3),
                     (3, 48, 2, 4e-3),
-                    (3, 96, 3, 3e-3),
+                    (3, 96, 3, 2e-3),
                 ),
             ),
             seeds=5,

@@ -64,7 +64,7 @@ class FewShotConfig:
     shots: int = 0
     published: str = "smollm2-135m-instruct"
     questions: int = 20
-    written: int = 20
+    written: int = 16
     longest: int = 150
     split: Split = "test"
     layers: int = 3
@@ -76,7 +76,7 @@ class FewShotConfig:
     letters: int = 3
     examples: int = 8
     documents: int = 48
-    steps: int = 1200
+    steps: int = 1000
     learning_rate: float = 4e-3
     tested: int = 2000
     most: int = 600
