@@ -160,7 +160,16 @@ def test_the_gpu_scale_takes_a_step(arm: str, context: Context, monkeypatch: pyt
     config: TransferConfig = EXPERIMENT.scales["gpu"].arms[arm]
     # As wide and deep, on little: the stand-in has no 8,192 pairs.
     config = dataclasses.replace(
-        config, batch=2, steps=1, sizes=(2, 3, 4), epochs=(1, 1, 1), fine_batch=2, scored=4, ablations=False
+        config,
+        vocabulary=SMALL.vocabulary,
+        length=64,
+        batch=2,
+        steps=1,
+        sizes=(2, 3, 4),
+        epochs=(1, 1, 1),
+        fine_batch=4,
+        scored=4,
+        ablations=False,
     )
     small = corpus(SMALL.vocabulary, SMALL.share)
     monkeypatch.setattr(trials, "corpus", lambda vocabulary, share: small)

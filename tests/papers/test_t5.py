@@ -271,6 +271,17 @@ class TestFiles:
         with pytest.raises(UnsupportedError, match=message):
             T5.from_pretrained(self.change(folder, **values))
 
+    @pytest.mark.parametrize("tied", [True, False])
+    def test_in_fewer_bits_they_compute_about_the_same(self, tied: bool, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        sizes = T5Config(vocabulary=64, width=32, head_width=8, hidden=64, layers=2, heads=4, tied=tied)
+        T5(sizes).save_pretrained(tmp_path)
+        tokens = torch.randint(2, 64, (2, 9)), torch.randint(2, 64, (2, 5))
+        with torch.no_grad():
+            expected = T5.from_pretrained(tmp_path)(*tokens)
+            for options in ({"quantize": "int8"}, {"dtype": torch.bfloat16}):
+                assert close(T5.from_pretrained(tmp_path, **options)(*tokens).float(), expected, 0.03)  # pyright: ignore
+
     def test_weights_of_another_version_are_refused(self, folder: Path) -> None:
         with pytest.raises(WeightsError, match=r"missing: .*wi_0"):
             T5.from_pretrained(self.change(folder, feed_forward_proj="gated-gelu"))

@@ -1,7 +1,6 @@
 """T5's vocabulary against two other libraries, and tasks as text."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +261,5 @@ def test_the_roof_finds_the_room(tmp_path: Path) -> None:
     sizes = T5Config(vocabulary=320, width=8, head_width=4, hidden=8, layers=1, heads=2)
     T5(sizes).save_pretrained(tmp_path, TOKENIZER)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "t5"
-    if not re.search(r'^    "t5":', Path(allyouneed.__file__).with_name("loading.py").read_text(), re.MULTILINE):
-        pytest.skip("the roof does not know the room yet")
     model, tokenizer = allyouneed.load(tmp_path)
     assert isinstance(model, T5) and isinstance(tokenizer, SentencePieceTokenizer)

@@ -152,7 +152,7 @@ class QuantizedLinear(nn.Module):
                 tiles of rows at a time, since torch's packer wants each integer in 32 bits.
         """
         self._halves = 0
-        self._packed: Tensor | None = None
+        self._packed: Any = None
         self._scale_and_zero = torch.empty(0)
         if packed_kernel() == "dequantised" or self.scale.device.type != "cpu":
             return
