@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from allyouneed.nn import attention_pattern
+from allyouneed.nn import Attention, AttentionPattern, LayerCache, attention_pattern
 from allyouneed.papers.t5 import (
     SIZES,
     STRUCTURES,
@@ -65,6 +65,24 @@ def test_attention_is_not_scaled() -> None:
     query, key, value = torch.randn(3, 2, 3, 5, 7).double()
     expected = (query @ key.transpose(-2, -1)).softmax(-1) @ value
     assert close(unscaled_attention(query, key, value), expected, 1e-12)
+
+
+class TestHeadsOfTheirOwnWidth:
+    @pytest.mark.parametrize("head_width", [3, 10])
+    def test_grouped_heads_decode_as_they_read(self, head_width: int) -> None:
+        """A single query takes another way through grouped heads than several do."""
+        torch.manual_seed(0)
+        layer = Attention(8, 4, key_value_heads=2, head_width=head_width, bias=False).double()
+        hidden = torch.randn(2, 5, 8).double()
+        with torch.no_grad():
+            expected = layer(hidden, AttentionPattern(causal=True))
+            cache = LayerCache()
+            for place in range(5):
+                assert close(layer(hidden[:, place : place + 1], cache=cache)[:, 0], expected[:, place], 1e-10)
+
+    def test_none_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="head_width 0 is out of range"):
+            Attention(8, 2, head_width=0)
 
 
 class TestStructures:
