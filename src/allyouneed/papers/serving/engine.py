@@ -1,0 +1,358 @@
+"""The engine: takes requests from any thread, and computes them together, pass by pass, in one."""
+
+import threading
+import time
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from allyouneed.nn import Decoder, Int4Linear, Int8Linear, QuantizedEmbedding, arrange_for_inference
+from allyouneed.text import Sampling
+
+from .blocks import BlockPool
+from .paged import PagedCache, Segment, paged_logits
+from .requests import FinishReason, Gathered, RefusedError, Request, StoppedError, TimeLimitError
+from .scheduler import Limits, Running, Scheduler, Work
+from .speculation import Draft
+from .writing import Writing
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What an engine has done, and does.
+
+    Attributes:
+        passes: times that the model was computed.
+        computed: tokens in these passes.
+        found: tokens of prompts that were not computed, because their blocks were found.
+        written: tokens of texts.
+        proposed: tokens that were proposed for them.
+        accepted: proposals that were accepted.
+        preempted: times that a text gave up its blocks.
+        running: texts that are being computed.
+        waiting: texts that wait.
+        held_blocks: blocks that texts hold.
+        blocks: all blocks.
+    """
+
+    passes: int
+    computed: int
+    found: int
+    written: int
+    proposed: int
+    accepted: int
+    preempted: int
+    running: int
+    waiting: int
+    held_blocks: int
+    blocks: int
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """A request that is not answered yet."""
+
+    request: Request
+    deadline: float
+    open: set[int]
+    wanted: bool = True
+
+
+class Engine:
+    """Continues many prompts at once with one model, each as if it were alone.
+
+    Requests may be submitted and cancelled from any thread. They are computed by the thread that `start` begins, or by
+    whoever calls `step`, never by two.
+
+    Args:
+        model: any `Decoder`. It is put into evaluation mode and arranged for inference.
+        cache_tokens: tokens whose keys and values are kept at once; rounded up to whole blocks.
+        block_size: tokens of a block.
+        limits: how much is done at a time.
+        draft: where proposals come from; needs `limits.proposals`.
+        sharing: whether blocks of earlier prompts and texts are found again.
+        scheduler: decides who is computed when.
+        clock: gives the time in seconds, for time limits.
+
+    Raises:
+        ValueError: a model that cannot be paged, or passes of so many tokens that its quantised maps would compute them
+            in another way than fewer, so that a text would depend on others.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        cache_tokens: int = 8192,
+        block_size: int = 16,
+        limits: Limits | None = None,
+        draft: Draft | None = None,
+        sharing: bool = True,
+        scheduler: type[Scheduler] = Scheduler,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        limits = limits or Limits()
+        if (draft is None) != (limits.proposals == 0):
+            raise ValueError(f"{limits.proposals} proposals and draft {draft!r}: give both, or neither")
+        if (most := most_tokens(model)) is not None and limits.tokens > most:
+            raise ValueError(
+                f"passes of {limits.tokens} tokens would be computed in another way than shorter ones by this model's "
+                f"quantised maps, and texts would depend on one another: at most {most}"
+            )
+        arrange_for_inference(model.eval())
+        self.model = model
+        self.pool = BlockPool(-(-cache_tokens // block_size), block_size, sharing=sharing)
+        self.scheduler = scheduler(self.pool, limits, lambda text, most: self._writing[text].propose(most))
+        self._cache = PagedCache(model, self.pool)
+        self._draft = draft
+        self._vocabulary = vocabulary_of(model)
+        self._clock = clock
+        self._tickets: dict[int, _Ticket] = {}
+        self._writing: dict[Running, Writing] = {}
+        # Held by whoever changes who is waiting or running, but not while the model computes.
+        self._changed = threading.Condition()
+        self._worker: threading.Thread | None = None
+        self._stopping: StoppedError | None = None
+        self._passes = self._computed = self._written = self._proposed = self._accepted = 0
+
+    @property
+    def statistics(self) -> Statistics:
+        """Count what was done, and what is."""
+        with self._changed:
+            return Statistics(
+                self._passes,
+                self._computed,
+                self.scheduler.found,
+                self._written,
+                self._proposed,
+                self._accepted,
+                self.scheduler.preempted,
+                len(self.scheduler.running),
+                len(self.scheduler.waiting),
+                self.pool.blocks - self.pool.free,
+                self.pool.blocks,
+            )
+
+    def submit(self, request: Request) -> int:
+        """Let a request wait for its turn, and give the number by which it can be cancelled.
+
+        Raises:
+            RefusedError: it does not fit into the model's context or the cache, or has tokens that there are not.
+            QueueFullError: too many wait.
+            StoppedError: the engine is being stopped.
+        """
+        outside = next((token for token in request.prompt if not 0 <= token < self._vocabulary), None)
+        if outside is not None:
+            raise RefusedError(f"token {outside} is not in the vocabulary: ids are 0 to {self._vocabulary - 1}")
+        context = self.model.context
+        if context is not None and len(request.prompt) + request.new_tokens > context:
+            raise RefusedError(
+                f"{len(request.prompt)} tokens of prompt and {request.new_tokens} new ones are more than the model's "
+                f"context of {context}"
+            )
+        deadline = float("inf") if request.seconds is None else self._clock() + request.seconds
+        with self._changed:
+            if self._stopping is not None:
+                raise self._stopping
+            number = self.scheduler.add(request).arrived
+            self._tickets[number] = _Ticket(request, deadline, set(range(request.choices)))
+            self._changed.notify_all()
+        return number
+
+    def cancel(self, number: int) -> None:
+        """Say that nobody wants a request's texts any more; its blocks are free before the next pass."""
+        with self._changed:
+            if number in self._tickets:
+                self._tickets[number].wanted = False
+
+    def step(self) -> bool:
+        """Compute one pass, and say whether anything is left to do."""
+        with self._changed:
+            self._drop_unwanted()
+            work = self.scheduler.step()
+        if work:
+            try:
+                logits = self._compute(work)
+            except Exception as error:
+                for own in work:
+                    self._fail(own.text.arrived, error)
+            else:
+                for own, given in zip(work, logits, strict=True):
+                    self._go_on(own, given)
+        return bool(self._tickets)
+
+    def start(self) -> None:
+        """Begin a thread that computes whatever is submitted, until `stop`.
+
+        Raises:
+            RuntimeError: it has begun already.
+        """
+        if self._worker is not None:
+            raise RuntimeError("the engine has been started already")
+        self._worker = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._worker.start()
+
+    def stop(self, seconds: float | None = None) -> None:
+        """Refuse further requests, finish those that there are, and end the thread.
+
+        Args:
+            seconds: how long to wait for them at most; what is not finished then fails.
+        """
+        with self._changed:
+            self._stopping = StoppedError("the engine is being stopped: ask again later")
+            self._changed.notify_all()
+        if self._worker is not None:
+            self._worker.join(seconds)
+            with self._changed:
+                for ticket in self._tickets.values():
+                    ticket.deadline = -1.0
+            self._worker.join()
+            self._worker = None
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        new_tokens: int,
+        sampling: Sampling | None = None,
+        stop: Collection[int] = (),
+        seed: int = 0,
+    ) -> list[list[int]]:
+        """Continue prompts together, in the calling thread, and return what was added to each.
+
+        Raises:
+            RuntimeError: a thread computes already.
+            RefusedError, QueueFullError: as `submit`.
+            Exception: what a request failed of.
+        """
+        if self._worker is not None:
+            raise RuntimeError("the engine's thread computes already: submit the requests to it")
+        gathered = [Gathered() for _ in prompts]
+        for prompt, own in zip(prompts, gathered, strict=True):
+            self.submit(Request(prompt, new_tokens, own, sampling or Sampling(), stop, seed))
+        while self.step():
+            pass
+        error = next((own.error for own in gathered if own.error is not None), None)
+        if error is not None:
+            raise error
+        return [own.tokens.get(0, []) for own in gathered]
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._tickets and self._stopping is None:
+                    self._changed.wait()
+                if not self._tickets:
+                    return
+            self.step()
+
+    def _drop_unwanted(self) -> None:
+        now = self._clock()
+        for number, ticket in list(self._tickets.items()):
+            if not ticket.wanted:
+                self._forget(number)
+                for choice in sorted(ticket.open):
+                    _tell(ticket.request.listener.ended, choice, "cancelled")
+            elif now > ticket.deadline:
+                seconds = ticket.request.seconds
+                late = TimeLimitError(f"the request took longer than its {seconds} seconds")
+                self._fail(number, late if self._stopping is None or ticket.deadline >= 0 else self._stopping)
+
+    def _compute(self, work: Sequence[Work]) -> list[Float[Tensor, "_ vocabulary"]]:
+        # In this order: a block that is copied from may have been given back and taken anew since.
+        self._cache.copy([pair for own in work for pair in own.copies])
+        self._cache.clear([block for own in work for block in own.taken])
+        self._passes += 1
+        self._computed += sum(len(own.tokens) for own in work)
+        return paged_logits(self.model, self._cache, [Segment(own.tokens, own.text.table, own.wanted) for own in work])
+
+    def _go_on(self, work: Work, logits: Float[Tensor, "_ vocabulary"]) -> None:
+        """Count what was computed for a text, and write what follows."""
+        text = work.text
+        if text.arrived not in self._tickets:
+            return
+        try:
+            ended = []
+            if not work.wanted:
+                text.table.advance(text.tokens, len(work.tokens))
+            elif not text.written:
+                text.table.advance(text.tokens, len(work.tokens))
+                with self._changed:
+                    texts = [text, *self.scheduler.fork(text)]
+                for own in texts:
+                    self._writing[own] = Writing(own, self._vocabulary, self._draft)
+                ended = [own for own in texts if self._write(own, logits)]
+            else:
+                before = len(text.tokens)
+                ended = [text] if self._write(text, logits) else []
+                # The last token of before, and of what was proposed that which was taken over.
+                kept = min(len(text.tokens) - before, work.proposed)
+                kept -= kept > 0 and text.tokens[before + kept - 1] != work.tokens[kept]
+                self._proposed += work.proposed
+                self._accepted += kept
+                text.table.advance(text.tokens, 1 + kept)
+            with self._changed:
+                for own in ended:
+                    self.scheduler.remove(own)
+                    del self._writing[own]
+        except Exception as error:
+            self._fail(text.arrived, error)
+
+    def _write(self, text: Running, logits: Float[Tensor, "_ vocabulary"]) -> bool:
+        """Draw tokens, add them to the text and tell them, and say whether the text has ended."""
+        request = text.request
+        for token, likelihood in self._writing[text].draw(logits):
+            if token in request.stop:
+                return self._end(text, "stop")
+            text.tokens.append(token)
+            self._written += 1
+            if request.listener.token(text.choice, token, likelihood) is True:
+                return self._end(text, "stop")
+            if text.left == 0:
+                return self._end(text, "length")
+        return False
+
+    def _end(self, text: Running, reason: FinishReason) -> Literal[True]:
+        ticket = self._tickets[text.arrived]
+        ticket.open.remove(text.choice)
+        if not ticket.open:
+            with self._changed:
+                del self._tickets[text.arrived]
+        text.request.listener.ended(text.choice, reason)
+        return True
+
+    def _fail(self, number: int, error: Exception) -> None:
+        if (ticket := self._forget(number)) is not None:
+            _tell(ticket.request.listener.failed, error)
+
+    def _forget(self, number: int) -> _Ticket | None:
+        """Give back all that a request has."""
+        with self._changed:
+            for text in [text for text in self.scheduler if text.arrived == number]:
+                self.scheduler.remove(text)
+                self._writing.pop(text, None)
+            return self._tickets.pop(number, None)
+
+
+def vocabulary_of(model: Decoder) -> int:
+    """Count the tokens that a model knows."""
+    embedding: Any = model.embedding
+    return embedding.table.out_features if isinstance(embedding, QuantizedEmbedding) else embedding.num_embeddings
+
+
+def most_tokens(model: Decoder) -> int | None:
+    """Give the most tokens of a pass that quantised maps compute one like the other; None where there are none."""
+    maps = [module for module in model.modules() if isinstance(module, (Int4Linear, Int8Linear))]
+    return min((own.many - 1 for own in maps if own.kernel == "packed 4-bit"), default=None)
+
+
+def _tell(told: Callable[..., Any], *what: Any) -> None:
+    """Tell a listener what it cannot change; that it fails must not concern others."""
+    try:
+        told(*what)
+    except Exception as error:
+        warnings.warn(f"a listener failed: {error!r}", stacklevel=2)

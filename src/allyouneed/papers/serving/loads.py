@@ -1,0 +1,178 @@
+"""Loads: requests that arrive at random, in a time that counts only what is computed; and blocks without a model."""
+
+import math
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from allyouneed.text import Sampling
+
+from .blocks import BlockPool
+from .engine import Engine
+from .requests import FinishReason, Gathered, LogProbabilities, Request
+from .scheduler import Limits, Scheduler
+
+_GREEDY = Sampling.greedy()
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request of a load.
+
+    Attributes:
+        at: when it comes, in seconds.
+        prompt: its tokens.
+        new_tokens: how many are written.
+    """
+
+    at: float
+    prompt: Sequence[int]
+    new_tokens: int
+
+
+@dataclass
+class Told:
+    """A listener that notes when tokens come.
+
+    Attributes:
+        arrival: what was asked.
+        tokens: what came.
+        times: of each token, in seconds.
+    """
+
+    arrival: Arrival
+    tokens: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+
+    def token(self, choice: int, token: int, likelihood: LogProbabilities | None) -> object:
+        """Keep a token."""
+        self.tokens.append(token)
+
+    def ended(self, choice: int, reason: FinishReason) -> None:
+        """All has come."""
+
+    def failed(self, error: Exception) -> None:
+        """Let the error through: nothing may fail here."""
+        raise error
+
+    def note(self, now: float) -> None:
+        """Give tokens that have no time yet this one."""
+        self.times += [now] * (len(self.tokens) - len(self.times))
+
+
+def heavy_tailed(draw: random.Random, median: float, spread: float, longest: int, shortest: int = 2) -> int:
+    """Draw a length: its logarithm is normal, as those of chats about are; most are short, and a few long."""
+    return min(longest, max(shortest, round(draw.lognormvariate(math.log(median), spread))))
+
+
+def play(engine: Engine, arrivals: Sequence[Arrival]) -> list[Told]:
+    """Serve a load, and say when every token came.
+
+    Time passes only while the engine computes; where it has nothing to do, the next arrival comes at once.
+    """
+    now, told = 0.0, []
+    waiting = sorted(arrivals, key=lambda arrival: arrival.at)[::-1]
+    busy = False
+    while waiting or busy:
+        if not busy:
+            now = max(now, waiting[-1].at)
+        while waiting and waiting[-1].at <= now:
+            told.append(Told(waiting.pop()))
+            engine.submit(Request(told[-1].arrival.prompt, told[-1].arrival.new_tokens, told[-1], _GREEDY))
+        began = time.perf_counter()
+        busy = engine.step()
+        now += time.perf_counter() - began
+        for own in told:
+            own.note(now)
+    return told
+
+
+def full_pass_seconds(engine: Engine, prompt: int, texts: int, vocabulary: int, passes: int = 15) -> float:
+    """Measure a pass in which every text that may be written is, and nothing else: the median of a few."""
+    draw = random.Random(0)
+    room = 2 * passes
+    arrivals = [Arrival(0.0, [draw.randrange(vocabulary) for _ in range(prompt)], room) for _ in range(texts)]
+    numbers = [engine.submit(Request(own.prompt, own.new_tokens, Gathered(), _GREEDY)) for own in arrivals]
+    while engine.scheduler.waiting or any(text.to_prefill for text in engine.scheduler.running):
+        engine.step()
+    seconds = []
+    for _ in range(passes):
+        began = time.perf_counter()
+        engine.step()
+        seconds.append(time.perf_counter() - began)
+    for number in numbers:
+        engine.cancel(number)
+    engine.step()
+    return sorted(seconds)[passes // 2]
+
+
+def service_times(told: Sequence[Told]) -> dict[str, float]:
+    """Say how fast a load was served, in seconds.
+
+    `first` is the time to the first token, `further` that of each later one of a text on average, `whole` a request's
+    time divided by its tokens, waiting included (Orca's normalised latency), and `pause` what lies between two tokens.
+    """
+    measures = {
+        "first": [own.times[0] - own.arrival.at for own in told],
+        "further": [(own.times[-1] - own.times[0]) / (len(own.times) - 1) for own in told if len(own.times) > 1],
+        "whole": [(own.times[-1] - own.arrival.at) / len(own.times) for own in told],
+        "pause": [later - earlier for own in told for earlier, later in zip(own.times, own.times[1:], strict=False)],
+    }
+    begins, ends = min(own.arrival.at for own in told), max(own.times[-1] for own in told)
+    result = {"tokens_a_second": sum(len(own.times) for own in told) / (ends - begins)}
+    for name, values in measures.items():
+        ordered = sorted(values)
+        result[f"{name}_mean"] = sum(ordered) / len(ordered)
+        for share in (50, 99):
+            result[f"{name}_p{share}"] = ordered[math.ceil(share / 100 * len(ordered)) - 1]
+    return result
+
+
+def fill_memory(
+    *, seed: int, requests: int, context: int, contexts: int, block: int, means: tuple[float, float], spread: float
+) -> Mapping[str, float]:
+    """Serve requests that are all there from the beginning, without a model, and count what the blocks hold.
+
+    Averages are over the passes in which someone still waits, so that memory is the limit. Blocks of a whole context
+    are what a server reserves that gives each text room for the longest one.
+
+    Args:
+        seed: of the lengths.
+        requests: how many there are.
+        context: the most tokens of a prompt and its text together.
+        contexts: the memory, in so many contexts.
+        block: tokens of a block.
+        means: of the lengths of prompts and texts, before they are cut to the context.
+        spread: standard deviation of their logarithms.
+    """
+    draw = random.Random(seed)
+    pool = BlockPool(contexts * context // block, block, sharing=False)
+    scheduler = Scheduler(pool, Limits(texts=requests, tokens=requests + contexts * context, waiting=requests))
+    for _ in range(requests):
+        # The median of such lengths lies below their mean.
+        prompt, new_tokens = (
+            heavy_tailed(draw, mean * math.exp(-(spread**2) / 2), spread, context // 2) for mean in means
+        )
+        scheduler.add(Request([0] * prompt, new_tokens, Gathered()))
+    passes = held = used = running = 0
+    while len(scheduler):
+        crowded = bool(scheduler.waiting)
+        for work in scheduler.step():
+            text = work.text
+            text.table.advance(text.tokens, len(work.tokens))
+            if work.wanted:
+                text.tokens.append(0)
+        if crowded and scheduler.waiting:
+            passes += 1
+            held += (pool.blocks - pool.free) * block
+            used += sum(text.table.length for text in scheduler.running)
+            running += len(scheduler.running)
+        for text in [text for text in scheduler.running if text.left == 0]:
+            scheduler.remove(text)
+    return {
+        "waste": 1 - used / held,
+        "texts_at_once": running / passes,
+        "passes": passes,
+        "preempted": scheduler.preempted,
+    }

@@ -1,0 +1,253 @@
+"""Paged attention: keys and values in blocks that lie anywhere, and one pass over pieces of many sequences.
+
+A pass takes tokens of several sequences, of each as many as the scheduler chose, side by side in one row. All but
+attention treats them alike; attention reads each sequence's blocks through its table.
+
+What a token is given depends on its own sequence alone, to the last bit, in 32 bits on a CPU and by the packed kernels
+for few bits: not on who else is in the pass, not on where a prompt was cut, not on which blocks were found and which
+computed. So tokens attend one by one, each to whole blocks, of which those after it are masked; and a pass has at least
+two rows, since products of matrices and of a matrix with one vector are rounded differently.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from allyouneed.nn import Attention, AttentionPattern, Decoder, PositionScheme, fused_attention
+from allyouneed.nn.attending import AttendingCache
+
+from .blocks import BlockPool, BlockTable
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive tokens of one sequence that a pass computes.
+
+    Attributes:
+        tokens: those after what is in the cache; at least one.
+        table: of the sequence, with room reserved for the tokens.
+        wanted: logits are wanted after the last so many of the tokens.
+    """
+
+    tokens: Sequence[int]
+    table: BlockTable
+    wanted: int
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What queries of one segment that lie in one block read: its blocks from the first up to their own.
+
+    Attributes:
+        source: 0 where the blocks lie side by side in the cache, else the number of what is gathered.
+        first: where they begin there.
+        mask: added to the scores.
+    """
+
+    source: int
+    first: int
+    mask: Float[Tensor, "queries #key_value_heads #groups keys"]
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What all layers must know of a pass.
+
+    Attributes:
+        slots: where each token's key and value go.
+        readings: who reads what, in the order of the tokens.
+        rows: how many tokens each reading is for.
+        gathers: blocks of sequences whose blocks do not lie side by side.
+    """
+
+    slots: Int[Tensor, " tokens"]
+    readings: list[_Reading]
+    rows: list[int]
+    gathers: list[Int[Tensor, " _"]]
+
+
+class PagedCache:
+    """The keys and values of all layers, in blocks.
+
+    Args:
+        model: whose they are.
+        pool: owns the blocks.
+
+    Raises:
+        ValueError: a model whose layers are not alike, or not each with one attention layer.
+    """
+
+    def __init__(self, model: Decoder, pool: BlockPool):
+        layers = attention_layers(model)
+        self.pool = pool
+        self.heads, self.key_value_heads = layers[0].heads, layers[0].key_value_heads
+        like = next(model.parameters())
+        self.store: Float[Tensor, "layers 2 key_value_heads slots head_width"] = torch.zeros(
+            len(layers),
+            2,
+            self.key_value_heads,
+            pool.blocks * pool.size,
+            layers[0].head_width,
+            dtype=like.dtype,
+            device=like.device,
+        )
+        self.layers = [_PagedLayer(store, self) for store in self.store]
+        self.plan: _Pass | None = None
+        size = pool.size
+        later = torch.ones(size, size, dtype=torch.bool, device=like.device).triu(1)
+        # Row i hides from the i-th token of a block those after it.
+        self._own_block = torch.zeros(size, size, dtype=like.dtype, device=like.device).masked_fill(later, -torch.inf)
+
+    @property
+    def blocks(self) -> Float[Tensor, "layers 2 key_value_heads blocks size head_width"]:
+        """The store, block by block."""
+        return self.store.unflatten(3, (self.pool.blocks, self.pool.size))
+
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Make blocks zero: what is masked must still be finite, and a sequence that overflowed may have left other."""
+        if blocks:
+            self.blocks.index_fill_(3, torch.tensor(blocks, device=self.store.device), 0.0)
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy the first block of each pair into the second."""
+        for source, target in pairs:
+            self.blocks[:, :, :, target] = self.blocks[:, :, :, source]
+
+    def begin(self, segments: Sequence[Segment], scheme: PositionScheme) -> None:
+        """Work out what all layers must know of a pass."""
+        size, device = self.pool.size, self.store.device
+        slots: list[int] = []
+        readings: list[_Reading] = []
+        rows: list[int] = []
+        gathers: list[Tensor] = []
+        for segment in segments:
+            start, end = segment.table.length, segment.table.length + len(segment.tokens)
+            blocks = segment.table.blocks[: -(-end // size)]
+            source, first = 0, blocks[0] * size
+            if any(block != blocks[0] + place for place, block in enumerate(blocks)):
+                gathers.append(torch.tensor(blocks, device=device))
+                source, first = len(gathers), 0
+            for place in range(start // size, len(blocks)):
+                low, high = max(start, place * size), min(end, (place + 1) * size)
+                readings.append(_Reading(source, first, self._mask(low, high, (place + 1) * size, scheme)))
+                rows.append(high - low)
+            slots += [blocks[place // size] * size + place % size for place in range(start, end)]
+        self.plan = _Pass(torch.tensor(slots, device=device), readings, rows, gathers)
+
+    def _mask(
+        self, low: int, high: int, keys: int, scheme: PositionScheme
+    ) -> Float[Tensor, "queries #key_value_heads #groups keys"]:
+        """Give what is added to the scores of tokens from `low` to `high`, which lie in the last block of the keys."""
+        size = self.pool.size
+        places = torch.arange(keys, device=self.store.device)
+        bias = scheme.bias(places[low:high], places)
+        if bias is None:
+            mask = self._own_block.new_zeros(high - low, 1, 1, keys)
+        else:
+            mask = bias.transpose(0, 1).unflatten(1, (self.key_value_heads, -1)).to(self.store.dtype).contiguous()
+        mask[..., keys - size :] += self._own_block[low - keys + size : high - keys + size, None, None]
+        return mask
+
+
+class _PagedLayer(AttendingCache):
+    """One layer's keys and values.
+
+    Args:
+        store: where they are.
+        cache: knows the pass.
+    """
+
+    def __init__(self, store: Float[Tensor, "2 key_value_heads slots head_width"], cache: PagedCache):
+        super().__init__()
+        self._store = store
+        self._cache = cache
+
+    def attend(
+        self,
+        query: Float[Tensor, "batch heads queries head_width"],
+        keys: Float[Tensor, "batch key_value_heads queries head_width"],
+        values: Float[Tensor, "batch key_value_heads queries head_width"],
+    ) -> Float[Tensor, "batch heads queries head_width"]:
+        """Write the keys and values of the pass, and let each token read those of its sequence up to itself."""
+        plan, store, size = self._cache.plan, self._store, self._cache.pool.size
+        assert plan is not None
+        count = len(plan.slots)
+        store[0].index_copy_(1, plan.slots, keys[0, :, :count])
+        store[1].index_copy_(1, plan.slots, values[0, :, :count])
+        read = [store.unbind()]
+        if plan.gathers:
+            blocks = store.unflatten(2, (-1, size))
+            read += [blocks.index_select(2, index).flatten(2, 3).unbind() for index in plan.gathers]
+        # Tokens are a batch, and query heads that share keys are as many queries, so that nothing is repeated.
+        queries = query[0].transpose(0, 1).unflatten(1, (self._cache.key_value_heads, -1))
+        mixed = []
+        for own, reading in zip(queries[:count].split(plan.rows), plan.readings, strict=True):
+            each, length = len(own), reading.mask.shape[-1]
+            looked_at = [
+                part.narrow(1, reading.first, length).expand(each, -1, -1, -1) for part in read[reading.source]
+            ]
+            mixed.append(fused_attention(own, *looked_at, attn_mask=reading.mask))
+        # A row that is there for company reads nothing.
+        return torch.cat([*mixed, queries[count:]]).flatten(1, 2).transpose(0, 1)[None]
+
+
+def attention_layers(model: Decoder) -> list[Attention]:
+    """Give the attention layer of each block.
+
+    Raises:
+        ValueError: blocks that have none or several, or not all alike.
+    """
+    found = [[module for module in block.modules() if isinstance(module, Attention)] for block in model.blocks]
+    if any(len(layers) != 1 for layers in found):
+        raise ValueError(f"blocks with {list(map(len, found))} attention layers cannot be paged: each must have one")
+    layers = [own for (own,) in found]
+    if len({(layer.key_value_heads, layer.heads, layer.head_width) for layer in layers}) > 1:
+        raise ValueError("layers with different heads cannot be paged: all must be alike")
+    return layers
+
+
+def bytes_per_token(model: Decoder) -> int:
+    """Count the bytes of a token's keys and values: 2 · layers · key-value heads · head width · bytes a number."""
+    layers = attention_layers(model)
+    each = layers[0].key_value_heads * layers[0].head_width
+    return 2 * len(layers) * each * next(model.parameters()).dtype.itemsize
+
+
+@torch.inference_mode()
+def paged_logits(model: Decoder, cache: PagedCache, segments: Sequence[Segment]) -> list[Float[Tensor, "_ vocabulary"]]:
+    """Compute segments of many sequences in one pass, and give each one's wanted logits.
+
+    Keys and values are written into the cache; counting them as written is for the caller, who may take some back.
+
+    Args:
+        model: in evaluation mode.
+        cache: of the model.
+        segments: at least one, of different sequences.
+
+    Raises:
+        ValueError: no segments, or one without tokens.
+    """
+    if not segments or any(len(segment.tokens) == 0 for segment in segments):
+        raise ValueError(f"a pass needs tokens: got segments of {[len(segment.tokens) for segment in segments]}")
+    device = cache.store.device
+    tokens = [token for segment in segments for token in segment.tokens]
+    places = [segment.table.length + place for segment in segments for place in range(len(segment.tokens))]
+    wanted, row = [], 0
+    for segment in segments:
+        row += len(segment.tokens)
+        wanted += range(row - segment.wanted, row)
+    # Never a single row: see above. What is given for the second is thrown away.
+    twice = 1 + (len(tokens) == 1)
+    fed, positions = (torch.tensor(row * twice, device=device)[None] for row in (tokens, places))
+    cache.begin(segments, model.positions)
+    pattern = AttentionPattern(rotation=model.positions.rotation(positions))
+    hidden = model.positions.embed(model.embedding(fed) * model.embedding_scale, positions)
+    for block, layer in zip(model.blocks, cache.layers, strict=True):
+        hidden = block(hidden, pattern, cache=layer)
+    if not wanted:
+        return [hidden.new_empty(0, 1) for _ in segments]
+    last = hidden[0, wanted * (1 + (len(wanted) == 1))]
+    return list(model.logits(model.norm(last))[: len(wanted)].split([segment.wanted for segment in segments]))

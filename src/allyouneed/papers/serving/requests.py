@@ -1,0 +1,128 @@
+"""What an engine is asked, what it tells while it works, and how it refuses."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+from allyouneed.text import Sampling
+
+FinishReason = Literal["stop", "length", "cancelled"]
+"""Why a text ended: a stop token or whoever listens said so, it has all tokens that it may have, or nobody wants it."""
+
+
+class RefusedError(ValueError):
+    """A request that this engine can never answer, such as one that is longer than the model's context."""
+
+
+class QueueFullError(RuntimeError):
+    """More requests wait than the engine lets wait: try again later."""
+
+
+class StoppedError(RuntimeError):
+    """The engine was stopped before the request was answered."""
+
+
+class TimeLimitError(RuntimeError):
+    """The request took longer than it may."""
+
+
+@dataclass(frozen=True)
+class LogProbabilities:
+    """How likely a token was, by the model as it is: before temperature and filters.
+
+    Attributes:
+        token: the logarithm of its probability.
+        likeliest: those of the likeliest tokens, by id, the likeliest first; as many as the request asks for.
+    """
+
+    token: float
+    likeliest: Mapping[int, float]
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """Who is told what becomes of a request, from the engine's thread: what it does should be quick."""
+
+    def token(self, choice: int, token: int, likelihood: LogProbabilities | None) -> object:
+        """Take a token of one of the texts; True ends that text here."""
+        ...
+
+    def ended(self, choice: int, reason: FinishReason) -> None:
+        """Hear that a text has ended."""
+        ...
+
+    def failed(self, error: Exception) -> None:
+        """Hear that no more will come of any of the texts; those that have ended stay as they are."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt that is to be continued, once or several times.
+
+    Attributes:
+        prompt: its tokens; at least one.
+        new_tokens: the most tokens of each text.
+        listener: is told what comes.
+        sampling: how tokens are drawn.
+        stop: tokens that end a text and are not told.
+        seed: of all draws; each choice has a generator of its own, the one that `text.generate` gives this row.
+        choices: how many texts are wanted.
+        likeliest: tell how likely tokens were, and this many of the likeliest besides; nothing where None.
+        seconds: the longest that all of it may take, waiting included; no limit where None.
+
+    Raises:
+        RefusedError: a number out of range.
+    """
+
+    prompt: Sequence[int]
+    new_tokens: int
+    listener: Listener
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: Collection[int] = ()
+    seed: int = 0
+    choices: int = 1
+    likeliest: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.prompt) == 0:
+            raise RefusedError("the prompt is empty: it needs at least one token")
+        for name, least in (("new_tokens", 1), ("choices", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise RefusedError(f"{name} {getattr(self, name)} is out of range: it must be at least {least}")
+        if self.likeliest is not None and self.likeliest < 0:
+            raise RefusedError(f"likeliest {self.likeliest} is out of range: it must be at least 0")
+        if self.seconds is not None and not self.seconds > 0:
+            raise RefusedError(f"seconds {self.seconds} is out of range: it must be above 0")
+
+
+@dataclass
+class Gathered:
+    """A listener that keeps what it is told.
+
+    Attributes:
+        tokens: of each choice.
+        likelihoods: of each choice's tokens, where they were asked for.
+        reasons: why each choice ended.
+        error: why no more comes.
+    """
+
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+    likelihoods: dict[int, list[LogProbabilities]] = field(default_factory=dict)
+    reasons: dict[int, FinishReason] = field(default_factory=dict)
+    error: Exception | None = None
+
+    def token(self, choice: int, token: int, likelihood: LogProbabilities | None) -> object:
+        """Keep a token."""
+        self.tokens.setdefault(choice, []).append(token)
+        if likelihood is not None:
+            self.likelihoods.setdefault(choice, []).append(likelihood)
+
+    def ended(self, choice: int, reason: FinishReason) -> None:
+        """Keep the reason."""
+        self.reasons[choice] = reason
+
+    def failed(self, error: Exception) -> None:
+        """Keep the error."""
+        self.error = error
