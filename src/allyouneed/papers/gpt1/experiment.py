@@ -152,7 +152,7 @@ EXPERIMENT = Experiment(
             seeds=1,
         ),
         "laptop": Scale(
-            arms(TransferConfig(), transformer=(6e-3, 4e-3), lstm=(3.2e-2, 4e-3), none=2e-3),
+            arms(TransferConfig(), transformer=(6e-3, 4e-3), lstm=(3.2e-2, 1.6e-2), none=2e-3),
             seeds=3,
         ),
         "gpu": Scale(
