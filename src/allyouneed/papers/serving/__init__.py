@@ -1,7 +1,7 @@
 """Towards Efficient Generative Large Language Model Serving: a survey (Miao et al. 2023), as an engine and a server."""
 
 from .blocks import BlockPool, BlockTable, OutOfBlocksError
-from .engine import Engine, Statistics
+from .engine import Engine
 from .requests import (
     Gathered,
     Listener,
@@ -9,6 +9,7 @@ from .requests import (
     QueueFullError,
     RefusedError,
     Request,
+    Statistics,
     StoppedError,
     TimeLimitError,
 )

@@ -7,49 +7,27 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allyouneed.nn import Decoder, Int4Linear, Int8Linear, QuantizedEmbedding, arrange_for_inference
+from allyouneed.nn import Decoder, arrange_for_inference
 from allyouneed.text import Sampling
 
 from .blocks import BlockPool
-from .paged import PagedCache, Segment, paged_logits
-from .requests import FinishReason, Gathered, RefusedError, Request, StoppedError, TimeLimitError
+from .paged import PagedCache, Segment, most_tokens, paged_logits, vocabulary_of
+from .requests import (
+    FinishReason,
+    Gathered,
+    RefusedError,
+    Request,
+    Statistics,
+    StoppedError,
+    TimeLimitError,
+)
 from .scheduler import Limits, Running, Scheduler, Work
 from .speculation import Draft
 from .writing import Writing
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What an engine has done, and does.
-
-    Attributes:
-        passes: times that the model was computed.
-        computed: tokens in these passes.
-        found: tokens of prompts that were not computed, because their blocks were found.
-        written: tokens of texts.
-        proposed: tokens that were proposed for them.
-        accepted: proposals that were accepted.
-        preempted: times that a text gave up its blocks.
-        running: texts that are being computed.
-        waiting: texts that wait.
-        held_blocks: blocks that texts hold.
-        blocks: all blocks.
-    """
-
-    passes: int
-    computed: int
-    found: int
-    written: int
-    proposed: int
-    accepted: int
-    preempted: int
-    running: int
-    waiting: int
-    held_blocks: int
-    blocks: int
 
 
 @dataclass(eq=False)
@@ -118,6 +96,11 @@ class Engine:
         self._worker: threading.Thread | None = None
         self._stopping: StoppedError | None = None
         self._passes = self._computed = self._written = self._proposed = self._accepted = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is computed."""
+        return self._cache.store.device
 
     @property
     def statistics(self) -> Statistics:
@@ -248,7 +231,12 @@ class Engine:
                     self._changed.wait()
                 if not self._tickets:
                     return
-            self.step()
+            try:
+                self.step()
+            except Exception as error:
+                # A mistake of ours. Whoever waits must hear of it all the same.
+                for number in list(self._tickets):
+                    self._fail(number, error)
 
     def _drop_unwanted(self) -> None:
         now = self._clock()
@@ -336,18 +324,6 @@ class Engine:
                 self.scheduler.remove(text)
                 self._writing.pop(text, None)
             return self._tickets.pop(number, None)
-
-
-def vocabulary_of(model: Decoder) -> int:
-    """Count the tokens that a model knows."""
-    embedding: Any = model.embedding
-    return embedding.table.out_features if isinstance(embedding, QuantizedEmbedding) else embedding.num_embeddings
-
-
-def most_tokens(model: Decoder) -> int | None:
-    """Give the most tokens of a pass that quantised maps compute one like the other; None where there are none."""
-    maps = [module for module in model.modules() if isinstance(module, (Int4Linear, Int8Linear))]
-    return min((own.many - 1 for own in maps if own.kernel == "packed 4-bit"), default=None)
 
 
 def _tell(told: Callable[..., Any], *what: Any) -> None:

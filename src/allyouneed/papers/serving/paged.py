@@ -11,13 +11,23 @@ two rows, since products of matrices and of a matrix with one vector are rounded
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from allyouneed.nn import Attention, AttentionPattern, Decoder, PositionScheme, fused_attention
-from allyouneed.nn.attending import AttendingCache
+from allyouneed.nn import (
+    AttendingCache,
+    Attention,
+    AttentionPattern,
+    Decoder,
+    Int4Linear,
+    Int8Linear,
+    PositionScheme,
+    QuantizedEmbedding,
+    fused_attention,
+)
 
 from .blocks import BlockPool, BlockTable
 
@@ -214,6 +224,18 @@ def bytes_per_token(model: Decoder) -> int:
     layers = attention_layers(model)
     each = layers[0].key_value_heads * layers[0].head_width
     return 2 * len(layers) * each * next(model.parameters()).dtype.itemsize
+
+
+def vocabulary_of(model: Decoder) -> int:
+    """Count the tokens that a model knows."""
+    embedding: Any = model.embedding
+    return embedding.table.out_features if isinstance(embedding, QuantizedEmbedding) else embedding.num_embeddings
+
+
+def most_tokens(model: Decoder) -> int | None:
+    """Give the most tokens of a pass that quantised maps compute one like the other; None where there are none."""
+    maps = [module for module in model.modules() if isinstance(module, (Int4Linear, Int8Linear))]
+    return min((own.many - 1 for own in maps if own.kernel == "packed 4-bit"), default=None)
 
 
 @torch.inference_mode()

@@ -126,3 +126,34 @@ class Gathered:
     def failed(self, error: Exception) -> None:
         """Keep the error."""
         self.error = error
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What an engine has done, and does.
+
+    Attributes:
+        passes: times that the model was computed.
+        computed: tokens in these passes.
+        found: tokens of prompts that were not computed, because their blocks were found.
+        written: tokens of texts.
+        proposed: tokens that were proposed for them.
+        accepted: proposals that were accepted.
+        preempted: times that a text gave up its blocks.
+        running: texts that are being computed.
+        waiting: texts that wait.
+        held_blocks: blocks that texts hold.
+        blocks: all blocks.
+    """
+
+    passes: int
+    computed: int
+    found: int
+    written: int
+    proposed: int
+    accepted: int
+    preempted: int
+    running: int
+    waiting: int
+    held_blocks: int
+    blocks: int

@@ -11,8 +11,8 @@ import torch
 from allyouneed.nn import Decoder
 from allyouneed.text import ChatTemplate, Tokenizer
 
-from .engine import Engine, most_tokens
-from .paged import bytes_per_token
+from .engine import Engine
+from .paged import bytes_per_token, most_tokens
 from .scheduler import Limits
 from .speculation import NGramDraft
 

@@ -1,7 +1,6 @@
 """The trials of speculation: a small model drafts for a larger one, and what was written before for SmolLM2."""
 
 import random
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -20,6 +19,7 @@ from allyouneed.text import ByteTokenizer, ChatTemplate, Sampling, probabilities
 from allyouneed.training import Cosine, TrainingConfig, next_token_loss, train
 
 from .engine import Engine
+from .loads import clock_of
 from .requests import Gathered, Request
 from .scheduler import Limits
 from .speculation import Draft, ModelDraft, NGramDraft
@@ -134,9 +134,10 @@ def gain(model: Decoder, draft: Draft, prompt: Sequence[int], config: "ServingCo
         limits = Limits(texts, max(64, 2 * texts * (1 + proposals)), proposals=proposals)
         engine = Engine(model, limits=limits, draft=own, sharing=False)
         engine.generate([prompt] * texts, new_tokens=4, sampling=GREEDY)
-        began = time.perf_counter()
+        clock = clock_of(engine)
+        began = clock()
         engine.generate([prompt] * texts, new_tokens=config.new_tokens, sampling=GREEDY)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(clock() - began)
     return seconds[0] / seconds[1]
 
 
