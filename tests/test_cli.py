@@ -413,6 +413,24 @@ def test_chat_without_a_line_leaves(standins: None) -> None:
     assert talk("").stdout == ""
 
 
+# serve
+
+
+def test_serve_says_what_it_cannot_do(standins: None, tmp_path: Path) -> None:
+    for arguments, message in {
+        ("smollm2-135m-instruct", "--quantize", "int3"): "'int3'",
+        ("smollm2-135m-instruct", "--port", "65536"): "port 65536 is out of range",
+        ("smollm2-135m-instruct", "--texts", "0"): "texts 0 is out of range",
+        ("smollm2-135m-instruct", "--speculate", "magic"): "speculate is 'magic'",
+        ("smollm2-135m-instruct", "--quantize", "int8", "--texts", "31"): "serve at most 30 texts at once",
+        ("all-minilm-l6-v2",): "must be a decoder",
+        (str(tmp_path / "nothing"),): "nothing",
+    }.items():
+        # What is said before is that the model is loaded.
+        *_, last = call("serve", *arguments, status=2).stderr.strip().splitlines()
+        assert last.startswith("allyouneed: ") and message in last
+
+
 def test_doctor_says_what_is_here(tmp_path: Path) -> None:
     said = call("doctor").stdout
     for words in ("python", "torch", "cores", "threads", "gpu", "cache", "runs", "rooms"):

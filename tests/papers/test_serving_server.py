@@ -1,7 +1,12 @@
 """The server over loopback: the API by its own client, bad input by raw sockets, and clients that go away."""
 
 import json
+import os
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -433,3 +438,19 @@ class TestLimits:
             server.chat()
         monkeypatch.undo()
         server.still_serves()
+
+
+def test_the_command_serves_until_it_is_told_to_end() -> None:
+    environment = {**os.environ, "ALLYOUNEED_STANDINS": str(Path(__file__).parents[1] / "standins")}
+    command = [sys.executable, "-m", "allyouneed.cli", "serve", NAME, "--port", "0", "--api-key", "k"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        address = next(found[0] for line in process.stderr if (found := re.search(r"http://127\S+/v1", line)))
+        with openai.OpenAI(base_url=address, api_key="k", max_retries=0, timeout=60) as client:
+            chunks = client.completions.create(model=NAME, prompt="Once", max_tokens=300, temperature=0, stream=True)
+            next(chunks)
+            process.send_signal(signal.SIGINT)
+            # What was begun is finished.
+            assert [chunk.choices[0].finish_reason for chunk in chunks][-1] == "length"
+        assert process.wait(60) == 0
+        assert "Traceback" not in process.stderr.read()
