@@ -215,7 +215,7 @@ class TestTasks:
         for kind in ("sentiment", "entailment", "choice"):
             seen, scored = (
                 {tuple(token for row in rows for token in row if token) for rows in part.tokens.tolist()}
-                for part in (labelled(kind, "train", source, 0, 64, 5000), labelled(kind, "test", source, 0, 64, 5000))
+                for part in (labelled(kind, "train", source, 0, 64, 300), labelled(kind, "test", source, 0, 64, 300))
             )
             assert scored and seen and not seen & scored
 

@@ -230,7 +230,7 @@ class TestTexts:
         for row, own in zip(rows, gathered, strict=True):
             engine.submit(Request(row, 20, own, GREEDY))
         finish(engine)
-        assert engine.statistics.preempted > 3
+        assert engine.statistics.preempted >= 3
         assert [own.tokens[0] for own in gathered] == [alone(tuple(row), 20) for row in rows]
 
     def test_what_others_have_computed_is_found_again(self) -> None:

@@ -1,8 +1,8 @@
 """Does pre-training as a language model help where labels are few, does each layer carry something, and why attention?
 
-Laptop: about 10 minutes on 2 cores: a transformer and an LSTM of 0.19 million parameters each read 0.8 million tokens,
-with three seeds, and are fine-tuned with 100, 1,000 and 4,000 examples of four tasks, beside a transformer that is not
-pre-trained. Expect a gain of several points in multiple choice with 4,000 examples, and
+Laptop: 10 to 20 minutes on 2 cores, by how busy they are: a transformer and an LSTM of 0.19 million parameters each
+read 0.8 million tokens, with three seeds, and are fine-tuned with 100, 1,000 and 4,000 examples of four tasks, beside a
+transformer that is not pre-trained. Expect a gain of several points in multiple choice with 4,000 examples, and
 elsewhere little or nothing.
 """
 
