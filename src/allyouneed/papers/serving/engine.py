@@ -15,7 +15,7 @@ from allyouneed.nn import Decoder, arrange_for_inference
 from allyouneed.text import Sampling
 
 from .blocks import BlockPool
-from .paged import PagedCache, Segment, most_tokens, paged_logits, vocabulary_of
+from .paged import PagedCache, Segment, most_tokens, paged_logits
 from .requests import (
     FinishReason,
     Gathered,
@@ -87,7 +87,7 @@ class Engine:
         self.scheduler = scheduler(self.pool, limits, lambda text, most: self._writing[text].propose(most))
         self._cache = PagedCache(model, self.pool)
         self._draft = draft
-        self._vocabulary = vocabulary_of(model)
+        self._vocabulary = model.vocabulary
         self._clock = clock
         self._tickets: dict[int, _Ticket] = {}
         self._writing: dict[Running, Writing] = {}

@@ -11,7 +11,6 @@ two rows, since products of matrices and of a matrix with one vector are rounded
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -25,7 +24,6 @@ from allyouneed.nn import (
     Int4Linear,
     Int8Linear,
     PositionScheme,
-    QuantizedEmbedding,
     fused_attention,
 )
 
@@ -224,12 +222,6 @@ def bytes_per_token(model: Decoder) -> int:
     layers = attention_layers(model)
     each = layers[0].key_value_heads * layers[0].head_width
     return 2 * len(layers) * each * next(model.parameters()).dtype.itemsize
-
-
-def vocabulary_of(model: Decoder) -> int:
-    """Count the tokens that a model knows."""
-    embedding: Any = model.embedding
-    return embedding.table.out_features if isinstance(embedding, QuantizedEmbedding) else embedding.num_embeddings
 
 
 def most_tokens(model: Decoder) -> int | None:
