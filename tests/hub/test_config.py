@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from allyouneed.hub import UnsupportedError, refuse_unless, required
+from allyouneed.hub import UnsupportedError, label_entries, read_labels, refuse_unless, required
 
 
 @pytest.mark.parametrize("config", [{}, {"act": "relu"}, {"act": None}])
@@ -41,3 +41,21 @@ def test_wrong_values_are_named(value: object, kind: type) -> None:
 def test_a_missing_value_is_named() -> None:
     with pytest.raises(UnsupportedError, match="no width"):
         required({}, "width", int)
+
+
+def test_labels_come_in_the_order_of_their_numbers() -> None:
+    assert read_labels({"id2label": {"1": "no", "0": "yes", 2: "maybe"}}) == ("yes", "no", "maybe")
+    assert read_labels({}) == ("LABEL_0", "LABEL_1")
+    assert read_labels(label_entries(("yes", "no", "maybe"))) == ("yes", "no", "maybe")
+
+
+@pytest.mark.parametrize("named", [{}, {"1": "yes", "2": "no"}, {"0": 1, "1": 2}, ["yes", "no"], None])
+def test_labels_without_numbers_or_names_are_named(named: object) -> None:
+    with pytest.raises(UnsupportedError, match="id2label is"):
+        read_labels({"id2label": named})
+
+
+def test_too_few_labels() -> None:
+    assert read_labels({"id2label": {"0": "yes"}}) == ("yes",)
+    with pytest.raises(UnsupportedError, match="there must be 2 labels or more"):
+        read_labels({"id2label": {"0": "yes"}}, least=2)

@@ -4,7 +4,7 @@ Knows no model: a room that owns an architecture derives it from `Pretrained` an
 pickle is ever read, and no file is believed: every count and length is checked against what is there.
 """
 
-from .config import refuse_unless, required
+from .config import label_entries, read_labels, refuse_unless, required
 from .errors import CheckpointFormatError, UnsupportedError, WeightsError
 from .names import Name, same, stacked, transposed
 from .opening import open_model
@@ -22,7 +22,9 @@ __all__ = [
     "StoredModel",
     "UnsupportedError",
     "WeightsError",
+    "label_entries",
     "open_model",
+    "read_labels",
     "refuse_unless",
     "required",
     "same",

@@ -1,6 +1,6 @@
 """Reading a checkpoint's `config.json`: a value is there and of its type, or the error says so."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from .errors import UnsupportedError
@@ -54,3 +54,31 @@ def required(config: Mapping[str, Any], key: str, kind: type[_Value], default: A
     if kind in (int, float) and not 0 <= value < float("inf"):  # pyright: ignore[reportOperatorIssue]
         raise UnsupportedError(f"config.json: {key} is {value!r}; it must be a finite number, not below zero")
     return value
+
+
+def read_labels(config: Mapping[str, Any], *, least: int = 1) -> tuple[str, ...]:
+    """Return the names of a classifier's labels in the order of their numbers; two where the configuration names none.
+
+    Args:
+        config: of a checkpoint.
+        least: how many there must be.
+
+    Raises:
+        UnsupportedError: they are not numbered from 0, have no names, or are too few.
+    """
+    named = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
+    numbers = {str(key): label for key, label in named.items()} if isinstance(named, Mapping) else {}
+    labels = [numbers.get(str(index)) for index in range(len(numbers))]
+    if len(labels) < least or not all(isinstance(label, str) for label in labels):
+        raise UnsupportedError(
+            f"config.json: id2label is {named!r}; there must be {least} labels or more, numbered from 0, with names"
+        )
+    return tuple(map(str, labels))
+
+
+def label_entries(labels: Sequence[str]) -> dict[str, Any]:
+    """Give the entries of a `config.json` that name a classifier's labels."""
+    return {
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }

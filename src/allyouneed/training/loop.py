@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from allyouneed.nn import Decoder, linear_cross_entropy
+from allyouneed.nn import linear_cross_entropy
 
 from .checkpoint import Checkpoint, CheckpointError
 from .schedules import Constant, Schedule
@@ -230,7 +230,21 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def next_token_loss(model: Decoder, batch: Int[Tensor, "batch window"]) -> Loss:
+@runtime_checkable
+class LanguageModel(Protocol):
+    """What foretells tokens from those before them: every `Decoder`, and models that are built otherwise."""
+
+    @property
+    def output_weight(self) -> Float[Tensor, "vocabulary width"]:
+        """What maps vectors to logits."""
+        ...
+
+    def hidden(self, tokens: Int[Tensor, "batch length"], /) -> Float[Tensor, "batch length width"]:
+        """Give the vectors from which logits come."""
+        ...
+
+
+def next_token_loss(model: LanguageModel, batch: Int[Tensor, "batch window"]) -> Loss:
     """Sum the cross-entropies, in nats, of each token given those before it in its row."""
     hidden = model.hidden(batch[:, :-1])
     return Loss(linear_cross_entropy(hidden, model.output_weight, batch[:, 1:]), batch[:, 1:].numel())

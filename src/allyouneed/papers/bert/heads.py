@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from allyouneed.hub import Name, UnsupportedError, refuse_unless, same
+from allyouneed.hub import Name, label_entries, read_labels, refuse_unless, same
 from allyouneed.nn import linear_cross_entropy
 
 from .bert import ACTIVATIONS, Bert, BertConfig, BertModel, initialise, read_config, weights_and_biases
@@ -193,20 +193,11 @@ class _Labelled(_Head):
     def from_config(cls, config: Mapping[str, Any]) -> "_Labelled":
         """Build the model that a `config.json` describes, with new weights; two labels where it names none."""
         refuse_unless(config, "problem_type", (None, "single_label_classification"))
-        named = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
-        numbers = {str(key): label for key, label in named.items()} if isinstance(named, Mapping) else {}
-        labels = [numbers.get(str(index)) for index in range(len(numbers))]
-        if not labels or not all(isinstance(label, str) for label in labels):
-            raise UnsupportedError(f"config.json: id2label is {named!r}; labels must be numbered from 0 and have names")
-        return cls(Bert(read_config(config), pooler=cls.pooled), [str(label) for label in labels])
+        return cls(Bert(read_config(config), pooler=cls.pooled), read_labels(config))
 
     def to_config(self) -> dict[str, Any]:
         """Give the `config.json` that describes this model."""
-        return {
-            **super().to_config(),
-            "id2label": {str(index): label for index, label in enumerate(self.labels)},
-            "label2id": {label: index for index, label in enumerate(self.labels)},
-        }
+        return {**super().to_config(), **label_entries(self.labels)}
 
 
 class SentenceClassifier(_Labelled):

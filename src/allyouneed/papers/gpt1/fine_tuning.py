@@ -9,7 +9,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from allyouneed.hub import Name, Pretrained, UnsupportedError, refuse_unless, required, same
+from allyouneed.hub import (
+    Name,
+    Pretrained,
+    UnsupportedError,
+    label_entries,
+    read_labels,
+    refuse_unless,
+    required,
+    same,
+)
 from allyouneed.nn import linear_cross_entropy
 from allyouneed.training import Loss
 
@@ -185,22 +194,11 @@ class Classifier(FineTuned):
             UnsupportedError: a value that is not supported, named.
         """
         refuse_unless(config, "problem_type", (None, "single_label_classification"))
-        named = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
-        numbers = {str(key): label for key, label in named.items()} if isinstance(named, Mapping) else {}
-        labels = [numbers.get(str(index)) for index in range(len(numbers))]
-        if len(labels) < 2 or not all(isinstance(label, str) for label in labels):
-            raise UnsupportedError(
-                f"config.json: id2label is {named!r}; there must be two labels or more, numbered from 0, with names"
-            )
-        return cls(GPT1(read_config(config)), [str(label) for label in labels], **_settings(config))
+        return cls(GPT1(read_config(config)), read_labels(config, least=2), **_settings(config))
 
     def to_config(self) -> dict[str, Any]:
         """Give the `config.json` that describes this model."""
-        return {
-            **super().to_config(),
-            "id2label": {str(index): label for index, label in enumerate(self.labels)},
-            "label2id": {label: index for index, label in enumerate(self.labels)},
-        }
+        return {**super().to_config(), **label_entries(self.labels)}
 
 
 class Chooser(FineTuned):

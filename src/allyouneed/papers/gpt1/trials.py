@@ -9,14 +9,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from allyouneed.data import Split
 from allyouneed.data.batches import RandomWindows
 from allyouneed.evidence import Context
-from allyouneed.nn import linear_cross_entropy
-from allyouneed.training import Cosine, Linear, Loss, TrainingConfig, train
+from allyouneed.training import Cosine, Linear, Loss, TrainingConfig, next_token_loss, train
 
 from .batches import OfOneLength, in_order_of_length, trimmed
 from .fine_tuning import Body, Chooser, Classifier, FineTuned, fine_tuning_loss, transfer
@@ -207,7 +205,7 @@ def pretrain(
     result = train(
         model,
         RandomWindows(source.tokens, config.length, config.batch, context.seed),
-        language_model_loss,
+        next_token_loss,
         TrainingConfig(
             config.steps,
             config.learning_rate,
@@ -222,12 +220,6 @@ def pretrain(
     context.costs["pretraining_step_seconds"] = float(result.step_seconds.median())
     found["pretraining_loss"] = float(result.losses[-max(1, config.steps // 10) :].mean())
     return model, found
-
-
-def language_model_loss(model: Body, batch: Int[Tensor, "batch window"]) -> Loss:
-    """Sum the cross-entropies, in nats, of each token given those before it in its row (equation 1)."""
-    targets = batch[:, 1:]
-    return Loss(linear_cross_entropy(model.hidden(batch[:, :-1]), model.output_weight, targets), targets.numel())
 
 
 def head_of(config: TransferConfig, body: Body, task: str) -> FineTuned:
