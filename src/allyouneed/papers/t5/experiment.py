@@ -26,6 +26,27 @@ def arms(base: TransferConfig) -> dict[str, TransferConfig]:
     }
 
 
+RATES = {
+    "bert": (3e-3, 4e-3),
+    "spans": (3e-3, 8e-3),
+    "continuing": (3e-3, 4e-3),
+    "deshuffling": (6e-3, 4e-3),
+    "prefix": (6e-3, 8e-3),
+    "causal": (1.2e-2, 4e-3),
+    "mixture": (1.2e-2, 4e-3),
+    "none": (3e-3, 8e-3),
+}
+"""Learning rates on a laptop, of pre-training and of fine-tuning, each arm's best of one grid (see the readme)."""
+
+
+def laptop() -> dict[str, TransferConfig]:
+    """Give the arms with the rates that were found for them."""
+    return {
+        arm: replace(config, learning_rate=RATES[arm][0], fine_rate=RATES[arm][1])
+        for arm, config in arms(TransferConfig()).items()
+    }
+
+
 SCALE = (
     "0.3 million parameters (half of that in one stack) and some 200 thousand tokens of text stand for 220 million and "
     "34 billion. So short a training teaches spelling, frequent words and their neighbours. What is compared is the "
@@ -132,7 +153,7 @@ EXPERIMENT = Experiment(
             ),
             seeds=1,
         ),
-        "laptop": Scale(arms(TransferConfig()), seeds=5),
+        "laptop": Scale(laptop(), seeds=5),
         "gpu": Scale(
             arms(
                 TransferConfig(
