@@ -22,6 +22,7 @@ READERS: Mapping[str, str] = {
     "llama": "allyouneed.papers.llama1:Llama",
     "mistral": "allyouneed.papers.llama1:Llama",
     "openai-gpt": "allyouneed.papers.gpt1:GPT1",
+    "rwkv": "allyouneed.papers.rwkv:Rwkv",
     "t5": "allyouneed.papers.t5:T5",
 }
 """By `config.json`'s `model_type`: a module, and a class in it that is `Pretrained`."""
