@@ -1,6 +1,6 @@
 """Does accuracy rise with the examples in the prompt, and more steeply for larger models?
 
-Laptop: about 19 minutes of trials, 10 on 2 cores. With 16 examples SmolLM2 sorts a third of questions by their type, one
+Laptop: about 19 minutes of trials, 10 on 2 cores. With 16 examples SmolLM2 sorts a third of questions by type, one
 in twenty with none, and answers nineteen science questions of twenty in place of four fifths; of sums of two digits
 hardly any, of scrambled words none. With seven examples of invented tasks our models get from 41 % right (10 thousand
 parameters) to 66 % (150 thousand); on held-out tasks of BIG-bench all are near chance.
