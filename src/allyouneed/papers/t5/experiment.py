@@ -1,6 +1,6 @@
 """Which structure and which objective transfer best at equal compute, and does one model hold several tasks?
 
-Laptop: about 8 minutes on 2 cores: seven models are pre-trained within the same count of operations, each with five
+Laptop: about 9 minutes on 2 cores: seven models are pre-trained within the same count of operations, each with five
 seeds, and fine-tuned on four tasks of text, beside one that is not pre-trained.
 """
 
