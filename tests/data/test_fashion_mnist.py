@@ -3,6 +3,7 @@
 import gzip
 import runpy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def test_the_real_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
         except AssetError as error:
             pytest.skip(f"Fashion-MNIST cannot be had here: {error}")
     verify("fashion-mnist")
-    splits = {split: fashion_mnist(split) for split in SPLITS}
+    splits: dict[Any, Any] = {split: fashion_mnist(split) for split in SPLITS}
     assert [len(images) for images, _ in splits.values()] == [50_000, 10_000, 10_000]
     together = splits["train"][1].bincount() + splits["validation"][1].bincount()
     assert together.tolist() == [6000] * 10

@@ -116,12 +116,10 @@ def test_the_mixture_equals_one_layer_after_another(kind: type[Experts], bias: b
     chosen = torch.stack([torch.randperm(4)[:3] for _ in range(11)])  # Nobody goes to the last.
     weights = torch.rand(11, 3, dtype=torch.float64)
     layers = [alone(experts, index) for index in range(5)]
-    expected = torch.stack(
-        [
-            sum((weights[token, place] * layers[int(expert)](tokens[token]) for place, expert in enumerate(row)), 0.0)
-            for token, row in enumerate(chosen)
-        ]
-    )
+    expected = torch.zeros(11, 6, dtype=torch.float64)
+    for token, row in enumerate(chosen):
+        for place, expert in enumerate(row):
+            expected[token] += weights[token, place] * layers[int(expert)](tokens[token])
     with torch.set_grad_enabled(training):
         mixed = mix(tokens, sort_routes(chosen, weights, 5), experts)
     torch.testing.assert_close(mixed, expected, rtol=1e-12, atol=1e-12)
@@ -136,7 +134,7 @@ def test_quantised_experts_are_applied_one_by_one() -> None:
     quantize_int8(holder)
     assert not isinstance(maps[0], nn.Linear)
     close = each(maps, rows, (2, 0, 4))
-    assert 0 < float((close - exact).abs().max() / exact.abs().max()) < 0.05
+    assert 0 < float(((close - exact).abs().max() / exact.abs().max()).detach()) < 0.05
 
 
 @pytest.mark.parametrize("sizes", [(0, 4, 4), (2, 0, 4), (2, 4, -1)])

@@ -50,12 +50,14 @@ def dense(layer: Any, tokens: Tensor, noise: Tensor | None) -> Tensor:
         scores = scores + noise * F.softplus(tokens @ layer.gate.noise.T)
     least = scores.sort(dim=1, descending=True).values[:, layer.gate.k - 1, None]
     gates = scores.masked_fill(scores < least, -math.inf).softmax(1)
-    experts = layer.experts
+    experts: Any = layer.experts
     answers = []
     for index in range(experts.number):
-        inner = experts.activation(tokens @ experts.inner[index].weight.T)
-        if isinstance(experts, GatedExperts):
-            inner = experts.activation(tokens @ experts.gate[index].weight.T) * (tokens @ experts.inner[index].weight.T)
+        inner = tokens @ experts.inner[index].weight.T
+        if isinstance(layer.experts, GatedExperts):
+            inner = experts.activation(tokens @ experts.gate[index].weight.T) * inner
+        else:
+            inner = experts.activation(inner)
         answers.append(inner @ experts.output[index].weight.T)
     return (gates[:, :, None] * torch.stack(answers, 1)).sum(1)
 
@@ -73,18 +75,16 @@ class TestEqualsTheDenseComputation:
         torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
         upstream = torch.randn_like(ours)
         learned = [tokens, *layer.parameters()]
-        gradients = [
-            torch.autograd.grad(answer, learned, upstream, allow_unused=True, retain_graph=True)
-            for answer in (ours, expected)
-        ]
-        for one, other in zip(*gradients, strict=True):
-            zeros = torch.zeros(()).double()
-            torch.testing.assert_close(
-                *(zeros.expand(()) if part is None else part for part in (one, other)), rtol=1e-10, atol=1e-10
-            )
+        ours_gradients, expected_gradients = (
+            torch.autograd.grad(answer, learned, upstream, allow_unused=True) for answer in (ours, expected)
+        )
+        for one, other, what in zip(ours_gradients, expected_gradients, learned, strict=True):
+            zeros = torch.zeros_like(what)
+            pair = (zeros if part is None else part for part in (one, other))
+            torch.testing.assert_close(*pair, rtol=1e-10, atol=1e-10)
         if training and k > 1:
             # What the noise is multiplied by is learned, through the gate values alone.
-            assert float(gradients[0][2].abs().max()) > 1e-3
+            assert float(ours_gradients[2].abs().max()) > 1e-3
 
     def test_of_any_shape_and_of_no_tokens(self) -> None:
         layer = mixture(2).eval()
@@ -206,7 +206,8 @@ class TestBalance:
         """Both matrices are zero (appendix A), even in a model that initialises its linear maps."""
         tokens = torch.randn(4000, WIDTH)
         gate = NoisyTopKGate(WIDTH, EXPERTS, 2)
-        assert float(gate(tokens).load.max() / gate(tokens).load.mean()) < 1.1
+        load = gate(tokens).load.detach()
+        assert float(load.max() / load.mean()) < 1.1
         model = decoder(2)
         for module in model.modules():
             if isinstance(module, NoisyTopKGate):
@@ -225,14 +226,15 @@ class TestBalance:
         layer = mixture(2).float()
         tokens = torch.randn(512, WIDTH)
         layer(tokens)
-        before = float(squared_variation(layer.gating.importance))
+        before = float(squared_variation(layer.gating.importance).detach())
         optimizer = torch.optim.Adam(layer.gate.parameters(), lr=0.05)
         for _ in range(60):
             optimizer.zero_grad()
             layer(tokens)
-            balancing_loss(layer).backward()
+            loss: Any = balancing_loss(layer)
+            loss.backward()
             optimizer.step()
-        assert float(squared_variation(layer.gating.importance)) < 0.2 * before
+        assert float(squared_variation(layer.gating.importance).detach()) < 0.2 * before
 
     def test_nothing_to_balance(self) -> None:
         assert balancing_loss(nn.Linear(2, 2)) == 0.0

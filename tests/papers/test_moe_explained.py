@@ -227,7 +227,8 @@ class TestLosses:
         for _ in range(60):
             optimizer.zero_grad()
             layer(tokens)
-            router_loss(layer, **({"balance": 0.0, "z": 0.0} | {loss: 1.0})).backward()
+            penalty: Any = router_loss(layer, **({"balance": 0.0, "z": 0.0} | {loss: 1.0}))
+            penalty.backward()
             optimizer.step()
         assert router_statistics(layer)[statistic] < 0.7 * before[statistic]
 
@@ -306,5 +307,5 @@ class TestUpcycling:
 
         result = train(sparse, lambda step: rows, loss, TrainingConfig(40, 1e-2))
         assert result.losses[-1] < 0.2 < result.losses[0]
-        first = sparse.blocks[0].feed_forward.sublayer.experts  # pyright: ignore
+        first: Any = sparse.blocks[0].feed_forward.sublayer.experts  # pyright: ignore
         assert not torch.equal(first.inner[0].weight, first.inner[1].weight)

@@ -46,11 +46,12 @@ def in_parallel(rank: int) -> dict[str, Tensor]:
     for kind in (Experts, GatedExperts):
         for name, share in SHARES.items():
             model = layer(kind)
-            model.experts = ExpertParallel(local_experts(model.experts))
+            local: Any = local_experts(model.experts)
+            model.experts = ExpertParallel(local)
             case = computed(model, tokens(share)[rank])
             dist.all_reduce(case["router"])
             for index in range(EXPERTS // 2):
-                for part, maps in model.experts.local.named_children():
+                for part, maps in local.named_children():
                     case[f"{part}.{rank * EXPERTS // 2 + index}"] = maps[index].weight.grad
             found |= {f"{kind.__name__} {name} {key}": value for key, value in case.items()}
     return found

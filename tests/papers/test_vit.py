@@ -202,7 +202,7 @@ def test_patches_are_flattened_and_mapped_by_one_matrix():
 
 
 def test_relative_positions_are_a_plain_loop():
-    positions = RelativePositions((1, 2), 4).double()
+    positions = RelativePositions((1, 2), 4).double().requires_grad_(False)
     torch.nn.init.normal_(positions.table)
     query, key, value = torch.randn(3, 2, 3, 3, 4, dtype=torch.float64)
     found = positions.attend(query, key, value)

@@ -12,15 +12,18 @@ from allyouneed.evidence import Better, Claim, Experiment, Scale, Trend
 from .figure import figure
 from .trials import MoeExplainedConfig, trial
 
+FACTORS = {"capacity_1": 1.0, "capacity_1.25": 1.25, "capacity_2": 2.0}
+
 
 def arms(
-    base: MoeExplainedConfig, further_steps: int, dense: float, switch: float, scratch: float, upcycled: float
+    base: MoeExplainedConfig, short: int, dense: float, switch: float, scratch: float, upcycled: float
 ) -> dict[str, MoeExplainedConfig]:
     """Give the dense model, Switches of three capacities and with the z-loss, and mixtures begun anew and from dense.
 
     Args:
         base: what all have alike.
-        further_steps: of the mixtures begun anew, and of the upcycled ones after their dense training.
+        short: steps of the mixtures begun anew, of the upcycled ones after their dense training, and of the Switches
+            that try capacities.
         dense: learning rate of the dense model; the best of a grid, as those that follow.
         switch: of the Switches, which differ from one another in one number.
         scratch: of the mixtures that begin anew.
@@ -29,17 +32,15 @@ def arms(
     base = replace(base, learning_rate=switch, dense_rate=dense)
     return {
         "dense": replace(base, kind="dense", learning_rate=dense),
-        "capacity_1": replace(base, capacity_factor=1.0),
         "switch": base,
-        "capacity_2": replace(base, capacity_factor=2.0),
         "switch_z": replace(base, z=0.001),
-        "scratch": replace(base, kind="scratch", steps=further_steps, learning_rate=scratch),
-        "upcycled": replace(base, kind="upcycled", steps=further_steps, learning_rate=upcycled),
+        **{arm: replace(base, capacity_factor=factor, steps=short) for arm, factor in FACTORS.items()},
+        "scratch": replace(base, kind="scratch", steps=short, learning_rate=scratch),
+        "upcycled": replace(base, kind="upcycled", steps=short, learning_rate=upcycled),
     }
 
 
-TINY = "Two layers, 0.1 million dense parameters and 0.4 million bytes stand for billions of parameters and words."
-FACTORS = {"capacity_1": 1.0, "switch": 1.25, "capacity_2": 2.0}
+TINY = "Two layers, 25 thousand dense parameters and a million bytes stand for billions of parameters and words."
 
 CLAIMS = (
     Claim(
@@ -138,7 +139,7 @@ EXPERIMENT = Experiment(
             ),
             seeds=1,
         ),
-        "laptop": Scale(arms(MoeExplainedConfig("switch"), 200, 8e-3, 8e-3, 8e-3, 4e-3), seeds=5),
+        "laptop": Scale(arms(MoeExplainedConfig("switch"), 250, 1.2e-2, 1.2e-2, 1.2e-2, 1.2e-2), seeds=5),
         "gpu": Scale(
             arms(
                 MoeExplainedConfig(

@@ -9,7 +9,7 @@ from allyouneed.evidence.figures import COLOURS, MARKERS, draw_curves, panels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SWITCHES = ("capacity_1", "switch", "capacity_2", "switch_z")
+CAPACITIES = ("capacity_1", "capacity_1.25", "capacity_2")
 
 
 def figure(trials: Sequence[TrialResult]) -> "Figure":
@@ -53,11 +53,11 @@ def draw_target(axes: Any, trials: Sequence[TrialResult]) -> None:
 
 
 def draw_capacity(axes: Any, trials: Sequence[TrialResult]) -> None:
-    """Draw the share of dropped tokens over the memory of a step, a point for each trial of a Switch."""
-    own = [result for result in trials if result.arm in SWITCHES[:3]]
+    """Draw the share of dropped tokens over the memory of a step, a point for each trial of a capacity."""
+    own = [result for result in trials if result.arm in CAPACITIES]
     for index, factor in enumerate(sorted({result.config["capacity_factor"] for result in own})):
         points = [
-            (result.metrics["step_megabytes"], result.metrics["dropped"])
+            (result.costs["step_megabytes"], result.metrics["dropped"])
             for result in own
             if result.config["capacity_factor"] == factor
         ]

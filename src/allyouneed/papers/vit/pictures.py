@@ -157,7 +157,7 @@ def leave_exhibits(
     labels: Int[Tensor, " images"],
     context: Context,
 ) -> None:
-    """Leave pictures: how alike positions are, and rollouts for the first image of each label.
+    """Leave pictures: how alike positions are, and rollouts under what the first image of each label is taken for.
 
     Args:
         model: with learned positions.
@@ -173,4 +173,4 @@ def leave_exhibits(
     with torch.no_grad():
         taken = model.eval()(shown).argmax(1).tolist()
     names = [model.labels[label] for label in taken]
-    context.exhibit("rollout.svg", svg(rollout_figure(model.vit, shown, [f"taken for {name}" for name in names])))
+    context.exhibit("rollout.svg", svg(rollout_figure(model.vit, shown, [f"“{name}”" for name in names])))
