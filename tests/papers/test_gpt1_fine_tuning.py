@@ -248,7 +248,7 @@ class TestCheckpoints:
             (Chooser, {"summary_activation": "tanh"}, "summary_activation is 'tanh'"),
             (Chooser, {"summary_type": "mean"}, "summary_type is 'mean'"),
             (Classifier, {"problem_type": "regression"}, "problem_type is 'regression'"),
-            (Classifier, {"id2label": {"0": "one"}}, "two labels or more"),
+            (Classifier, {"id2label": {"0": "one"}}, "2 labels or more"),
             (Classifier, {"afn": "silu"}, "afn is 'silu'"),
         ],
     )

@@ -76,8 +76,8 @@ class MoeExplainedConfig:
     balance: float = 0.01
     z: float = 0.0
     dense_steps: int = 500
-    dense_rate: float = 1.2e-2
-    target: float = 1.93
+    dense_rate: float = 2.4e-2
+    target: float = 1.9
     width: int = 32
     hidden: int = 64
     layers: int = 2
@@ -86,7 +86,7 @@ class MoeExplainedConfig:
     vocabulary: int = 256
     step_tokens: int = 2048
     steps: int = 500
-    learning_rate: float = 1.2e-2
+    learning_rate: float = 2.4e-2
     evaluations: int = 20
     watched_tokens: int = 16_384
     evaluated_tokens: int = 65_536
