@@ -142,6 +142,19 @@ def test_arms_share_the_initial_weights_of_what_they_share(room: str) -> None:
     assert all(torch.equal(state[name], weights[0][name]) for state in weights for name in shared)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"experts": 32, "groups": 5}, "32 experts cannot be divided among 5 groups"),
+        ({"experts": 32, "groups": 0}, "among 0 groups"),
+        ({"experts": 32, "groups": 4, "k": 3}, "k is 3: a hierarchy"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(change: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(EXPERIMENTS["moe"].scales["laptop"].arms["moe_32"], **change)
+
+
 def test_a_curve_reaches_its_target_between_two_points() -> None:
     steps_to = TRIALS["moe_explained"].steps_to
     assert steps_to(2.0, {10: 3.0, 20: 1.0}) == 15

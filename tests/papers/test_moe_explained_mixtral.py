@@ -1,5 +1,6 @@
 """Mixtral against transformers: whole small models with routers that choose, weights read and written."""
 
+import importlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import MixtralConfig as TheirConfig
 from allyouneed.hub import UnsupportedError, WeightsError
 from allyouneed.nn import KeyValueCache
 from allyouneed.papers.moe_explained import Mixtral, MixtralConfig, router_statistics, routings
+from allyouneed.papers.readers import READERS
 from allyouneed.text import Sampling, generate
 from allyouneed.training import next_token_loss
 
@@ -148,6 +150,12 @@ def test_ours_load_into_theirs(config: MixtralConfig, tmp_path: Path) -> None:
     given = tokens(config, 2, 10)
     with torch.no_grad():
         assert relative_error(ours(given), theirs.eval()(given).logits) < 1e-5
+
+
+def test_any_reader_of_models_finds_it() -> None:
+    """Which class reads a checkpoint, its `model_type` decides."""
+    module, _, name = READERS[Mixtral(PLAIN).to_config()["model_type"]].partition(":")
+    assert getattr(importlib.import_module(module), name) is Mixtral
 
 
 def test_in_8_bits(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ READERS: Mapping[str, str] = {
     "gpt3": "allyouneed.papers.gpt3:GPT3",
     "llama": "allyouneed.papers.llama1:Llama",
     "mistral": "allyouneed.papers.llama1:Llama",
+    "mixtral": "allyouneed.papers.moe_explained:Mixtral",
     "openai-gpt": "allyouneed.papers.gpt1:GPT1",
     "rwkv": "allyouneed.papers.rwkv:Rwkv",
     "t5": "allyouneed.papers.t5:T5",

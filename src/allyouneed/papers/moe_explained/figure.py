@@ -18,7 +18,7 @@ def figure(trials: Sequence[TrialResult]) -> "Figure":
     draw_curves(
         curves,
         trials,
-        curve,
+        late_curve,
         names={"dense": "dense", "switch": "Switch", "switch_z": "Switch with z-loss"},
         title="Equal operations a token",
         horizontal="training steps",
@@ -44,6 +44,12 @@ def curve(result: TrialResult) -> Mapping[float, float]:
     return {
         float(name.removeprefix(prefix)): value for name, value in result.metrics.items() if name.startswith(prefix)
     }
+
+
+def late_curve(result: TrialResult) -> Mapping[float, float]:
+    """Give the losses of the last two thirds of a training, where the arms can be told apart."""
+    points = curve(result)
+    return {step: loss for step, loss in points.items() if step >= max(points) / 3}
 
 
 def draw_target(axes: Any, trials: Sequence[TrialResult]) -> None:
