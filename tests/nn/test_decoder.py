@@ -1,6 +1,7 @@
 """What every decoder keeps to, whatever its positions: causality, padding, the cache."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -275,3 +276,20 @@ def test_no_length_is_refused(scheme: str):
     with torch.no_grad():
         logits = model(draw(1, 700))
     assert bool(logits.isfinite().all())
+
+
+def test_what_the_model_was_not_trained_to_read_is_refused():
+    model = build("rotary")
+    assert model.context is None
+    blocks: Any = list(model.blocks)
+    limited = Decoder(VOCABULARY, WIDTH, blocks, positions=SCHEMES["rotary"](), context=9).double()
+    assert limited.context == 9
+    assert build("learned").context == LIMIT
+    with pytest.raises(ValueError, match="10 tokens are more than the model's context of 9"):
+        limited(draw(1, 10))
+    cache = limited.new_cache()
+    limited(draw(1, 7), cache=cache)
+    with pytest.raises(ValueError, match="10 tokens are more"):
+        limited(draw(1, 3), cache=cache)
+    # What was refused left the cache as it was.
+    assert limited(draw(1, 2), cache=cache).shape == (1, 2, VOCABULARY)

@@ -39,8 +39,8 @@ def small_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
         generator = torch.Generator().manual_seed(vocabulary)
         return [torch.randint(vocabulary, (80_000,), generator=generator) for _ in range(2)]
 
-    real: Any = experiment.tokens
-    monkeypatch.setattr(experiment, "tokens", tokens)
+    real: Any = experiment.corpus_tokens
+    monkeypatch.setattr(experiment, "corpus_tokens", tokens)
 
 
 def test_every_metric_that_a_claim_names_is_measured(smoke: Run) -> None:
@@ -109,7 +109,7 @@ def test_the_same_targets_are_scored_at_every_length(
     first = scored[config.length]
     assert len(first) == config.evaluated_tokens
     # And they are the beginnings of the held-out texts, each token but the first once.
-    novel, addresses = experiment.tokens(config.vocabulary, "validation")
+    novel, addresses = experiment.corpus_tokens(config.vocabulary, "validation")
     half = config.evaluated_tokens // 2
     assert torch.equal(first, torch.cat([novel[1 : half + 1], addresses[1 : half + 1]]).long())
     assert all(torch.equal(targets, first) for targets in scored.values())
@@ -159,7 +159,7 @@ def test_the_gpu_configuration_is_built_and_stepped(arm: str) -> None:
     model = build(config)
     assert len(model.blocks) == config.layers
     window = config.length * config.trained_at
-    batches = RandomWindows(torch.cat(experiment.tokens(config.vocabulary, "train")), window, 1, seed=0)
+    batches = RandomWindows(torch.cat(experiment.corpus_tokens(config.vocabulary, "train")), window, 1, seed=0)
     before = model.output_weight.detach().clone()
     fabric = Fabric(accelerator="cpu", devices=1, precision=scale.precision)  # pyright: ignore[reportArgumentType]
     result = train(model, batches, next_token_loss, TrainingConfig(1, config.learning_rate), fabric=fabric)

@@ -92,7 +92,8 @@ def draw_curves(
         axes.set_ylabel(vertical)
         if title:
             axes.set_title(title, loc="left", fontsize=11)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
         if finish is not None:
             finish(axes)
 

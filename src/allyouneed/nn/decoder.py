@@ -29,6 +29,7 @@ class Decoder(nn.Module):
         tied: whether the output map is the embedding table (Press & Wolf 2017).
         embedding_scale: what embeddings are multiplied by; √width in Vaswani et al. 2017, section 3.4.
         dropout: probability of dropping a coordinate of the embeddings in training.
+        context: the most tokens that the model was trained to read, for positions that would go on; more are refused.
 
     Attributes:
         vocabulary: number of tokens.
@@ -45,6 +46,7 @@ class Decoder(nn.Module):
         tied: bool = True,
         embedding_scale: float = 1.0,
         dropout: float = 0.0,
+        context: int | None = None,
     ):
         super().__init__()
         if vocabulary < 1 or not blocks:
@@ -53,6 +55,7 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(vocabulary, width)
         self.embedding_scale = embedding_scale
         self.positions = positions
+        self._context = context
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm or nn.Identity()
@@ -96,12 +99,17 @@ class Decoder(nn.Module):
                 with a cache must come in one call.
 
         Raises:
-            ValueError: no tokens.
+            ValueError: no tokens, or more than the model was trained to read, those in the cache counted.
         """
         batch, length = tokens.shape
         if length == 0:
             raise ValueError("a decoder was given sequences of no tokens; it needs at least one")
         earlier = 0 if cache is None else len(cache)
+        if self._context is not None and earlier + length > self._context:
+            raise ValueError(
+                f"{earlier + length} tokens are more than the model's context of {self._context}: it was not trained "
+                "to read so far. Shorten the input, or give the configuration another context"
+            )
         if cache is not None:
             present = cache.joined(present, batch, length, tokens.device)
         if present is None:
@@ -138,8 +146,8 @@ class Decoder(nn.Module):
 
     @property
     def context(self) -> int | None:
-        """The most tokens that the model reads; None where its positions set no limit."""
-        return self.positions.limit
+        """The most tokens that the model reads; None where nothing sets a limit."""
+        return self.positions.limit if self._context is None else self._context
 
     def logits(self, hidden: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes vocabulary"]:
         """Map vectors to logits over the vocabulary."""

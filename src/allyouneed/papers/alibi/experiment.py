@@ -7,15 +7,14 @@ length, up to sixteen times that length; sinusoidal rises by a third or more, ro
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from allyouneed.data import austen, state_of_the_union
 from allyouneed.data.batches import RandomWindows, consecutive_windows
+from allyouneed.data.tokens import corpus_tokens
 from allyouneed.evidence import Better, Claim, Context, Experiment, Scale, TrialResult, curves_figure
 from allyouneed.nn import (
     Attention,
@@ -27,7 +26,6 @@ from allyouneed.nn import (
     RotaryPositions,
     SinusoidalPositions,
 )
-from allyouneed.text import BytePairTokenizer, ByteTokenizer, Tokenizer
 from allyouneed.training import (
     Cosine,
     TrainingConfig,
@@ -101,21 +99,12 @@ def build(config: AlibiConfig) -> Decoder:
     )
 
 
-@cache
-def tokens(vocabulary: int, split: Literal["train", "validation"]) -> list[Tensor]:
-    """Give the novels and the addresses of a split, as tokens."""
-    tokenizer: Tokenizer = ByteTokenizer()
-    if vocabulary > 256:
-        tokenizer = BytePairTokenizer.train([austen("train"), state_of_the_union("train")], vocabulary)
-    return [tokenizer.encode_to_tensor(text) for text in (austen(split), state_of_the_union(split))]
-
-
 def trial(config: AlibiConfig, context: Context) -> Mapping[str, float]:
     """Train one arm, then score the same held-out text at every length."""
     model = build(config)
     window = config.length * config.trained_at
     batches = RandomWindows(
-        torch.cat(tokens(config.vocabulary, "train")), window, config.step_tokens // window, context.seed
+        torch.cat(corpus_tokens(config.vocabulary, "train")), window, config.step_tokens // window, context.seed
     )
     training = TrainingConfig(config.steps, config.learning_rate, schedule=Cosine(warmup=config.steps // 10))
     result = train(
@@ -132,7 +121,7 @@ def trial(config: AlibiConfig, context: Context) -> Mapping[str, float]:
         length = multiple * config.length
         windows = [
             batch
-            for held_out in tokens(config.vocabulary, "validation")
+            for held_out in corpus_tokens(config.vocabulary, "validation")
             for batch in consecutive_windows(
                 held_out, length, max(1, 4096 // length), limit=config.evaluated_tokens // 2
             )

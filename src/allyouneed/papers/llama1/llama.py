@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from jaxtyping import Float, Int
-from torch import Tensor
 from torch import nn as torch_nn
 
 from allyouneed.hub import Name, Pretrained, UnsupportedError, refuse_unless, required, same
@@ -14,7 +12,6 @@ from allyouneed.nn import (
     Block,
     Decoder,
     GatedFeedForward,
-    KeyValueCache,
     PreNorm,
     RMSNorm,
     RotaryPositions,
@@ -126,32 +123,12 @@ class Llama(Pretrained, Decoder):
             positions=RotaryPositions(config.width // config.heads, config.rotary_base),
             norm=RMSNorm(config.width, config.epsilon),
             tied=config.tied,
+            context=config.context,
         )
         self.config = config
         for module in self.modules():
             if isinstance(module, (torch_nn.Linear, torch_nn.Embedding)):
                 torch_nn.init.normal_(module.weight, std=config.initial_deviation)
-
-    @property
-    def context(self) -> int | None:
-        """The most tokens that the model was trained to read."""
-        return self.config.context
-
-    def hidden(
-        self, tokens: Int[Tensor, "batch length"], *, cache: KeyValueCache | None = None, **options: Any
-    ) -> Float[Tensor, "batch length width"]:
-        """Give each token's vector after the last block and norm; arguments as in `Decoder.hidden`.
-
-        Raises:
-            ValueError: no tokens, or more than the context holds, those in the cache counted.
-        """
-        total = tokens.shape[1] + (0 if cache is None else len(cache))
-        if total > self.config.context:
-            raise ValueError(
-                f"{total} tokens are more than the model's context of {self.config.context}: it was not trained to "
-                "read so far. Shorten the input, or give the configuration another context"
-            )
-        return super().hidden(tokens, cache=cache, **options)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Llama":

@@ -32,7 +32,8 @@ def figure(trials: Sequence[TrialResult]) -> "Figure":
         counts = sorted({result.config["experts"] for result in balanced})
         axes.set_xticks(counts, [str(count) for count in counts])
         axes.minorticks_off()
-        axes.legend()
+        if axes.lines:
+            axes.legend()
 
     draw_curves(
         left,

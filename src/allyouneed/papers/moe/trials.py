@@ -3,17 +3,16 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from allyouneed.data import Split, austen, state_of_the_union
+from allyouneed.data import Split
 from allyouneed.data.batches import RandomWindows, consecutive_windows
+from allyouneed.data.tokens import corpus_tokens
 from allyouneed.evidence import Context
 from allyouneed.nn import Experts, FeedForward, initialise_xavier, linear_cross_entropy
-from allyouneed.text import BytePairTokenizer, ByteTokenizer, Tokenizer
 from allyouneed.training import Cosine, Loss, TrainingConfig, evaluate, train
 
 from .moe import HierarchicalGate, MixtureOfExperts, NoisyTopKGate, RecurrentMixture, balancing_loss, squared_variation
@@ -91,19 +90,6 @@ def build(config: MoeConfig) -> RecurrentMixture:
     return model
 
 
-@cache
-def tokens(vocabulary: int, split: Split) -> list[Tensor]:
-    """Give the novels and the addresses of a split, as tokens."""
-    tokenizer: Tokenizer = ByteTokenizer() if vocabulary == 256 else byte_pairs(vocabulary)
-    return [tokenizer.encode_to_tensor(text) for text in (austen(split), state_of_the_union(split))]
-
-
-@cache
-def byte_pairs(vocabulary: int) -> BytePairTokenizer:
-    """Learn a vocabulary from the training text."""
-    return BytePairTokenizer.train([austen("train"), state_of_the_union("train")], vocabulary)
-
-
 def next_token(model: RecurrentMixture, batch: Int[Tensor, "batch window"]) -> Loss:
     """Sum the cross-entropies, in nats, of each token given those before it in its row."""
     hidden = model.hidden(batch[:, :-1])
@@ -114,7 +100,7 @@ def trial(config: MoeConfig, context: Context, split: Split = "test") -> Mapping
     """Train one arm, score it on held-out text, and measure how its experts are used."""
     model = build(config)
     rows = config.step_tokens // config.length
-    batches = RandomWindows(torch.cat(tokens(config.vocabulary, "train")), config.length, rows, context.seed)
+    batches = RandomWindows(torch.cat(corpus_tokens(config.vocabulary, "train")), config.length, rows, context.seed)
 
     def balanced(model: RecurrentMixture, batch: Tensor) -> Loss:
         total, targets = next_token(model, batch)
@@ -133,7 +119,7 @@ def trial(config: MoeConfig, context: Context, split: Split = "test") -> Mapping
     context.costs["step_seconds"] = float(result.step_seconds.median())
     windows = [
         batch
-        for text in tokens(config.vocabulary, split)
+        for text in corpus_tokens(config.vocabulary, split)
         for batch in consecutive_windows(text, config.length, rows, limit=config.evaluated_tokens // 2)
     ]
     loss = evaluate(model, windows, next_token, fabric=context.fabric)

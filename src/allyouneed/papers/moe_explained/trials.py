@@ -4,14 +4,14 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from allyouneed.data import Split, austen, state_of_the_union
+from allyouneed.data import Split
 from allyouneed.data.batches import RandomWindows, consecutive_windows
+from allyouneed.data.tokens import corpus_tokens
 from allyouneed.evidence import Context
 from allyouneed.nn import (
     Attention,
@@ -23,7 +23,6 @@ from allyouneed.nn import (
     RotaryPositions,
     initialise_xavier,
 )
-from allyouneed.text import BytePairTokenizer, ByteTokenizer, Tokenizer
 from allyouneed.training import (
     Checkpoint,
     Cosine,
@@ -123,25 +122,12 @@ def build(config: MoeExplainedConfig) -> Decoder:
     return model
 
 
-@cache
-def tokens(vocabulary: int, split: Split) -> list[Tensor]:
-    """Give the novels and the addresses of a split, as tokens."""
-    tokenizer: Tokenizer = ByteTokenizer() if vocabulary == 256 else byte_pairs(vocabulary)
-    return [tokenizer.encode_to_tensor(text) for text in (austen(split), state_of_the_union(split))]
-
-
-@cache
-def byte_pairs(vocabulary: int) -> BytePairTokenizer:
-    """Learn a vocabulary from the training text."""
-    return BytePairTokenizer.train([austen("train"), state_of_the_union("train")], vocabulary)
-
-
 def held_out(config: MoeExplainedConfig, split: Split, targets: int) -> list[Tensor]:
     """Give the windows that every arm is scored on, in batches."""
     rows = config.step_tokens // config.length
     return [
         batch
-        for text in tokens(config.vocabulary, split)
+        for text in corpus_tokens(config.vocabulary, split)
         for batch in consecutive_windows(text, config.length, rows, limit=targets // 2)
     ]
 
@@ -155,7 +141,7 @@ def trial(config: MoeExplainedConfig, context: Context, split: Split = "test") -
     """Train one arm, scoring it now and then, and describe its routers."""
     model = build(config)
     rows = config.step_tokens // config.length
-    batches = RandomWindows(torch.cat(tokens(config.vocabulary, "train")), config.length, rows, context.seed)
+    batches = RandomWindows(torch.cat(corpus_tokens(config.vocabulary, "train")), config.length, rows, context.seed)
     before = 0
     if config.kind == "upcycled":
         # The text goes on where the dense model left it.

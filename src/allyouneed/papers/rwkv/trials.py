@@ -4,18 +4,18 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from allyouneed.data import Split, austen, state_of_the_union
+from allyouneed.data import Split
 from allyouneed.data.batches import RandomWindows, consecutive_windows
+from allyouneed.data.tokens import corpus_tokens
 from allyouneed.evidence import Context
 from allyouneed.nn import Attention, Block, Decoder, FeedForward, PreNorm, RotaryPositions
-from allyouneed.text import BytePairTokenizer, ByteTokenizer, Sampling, Tokenizer, continuations
+from allyouneed.text import Sampling, continuations
 from allyouneed.training import Cosine, TrainingConfig, evaluate, next_token_loss, peak_tensor_bytes, train
 
 from .rwkv import Rwkv, RwkvConfig
@@ -86,21 +86,11 @@ def build(config: RwkvTrialConfig, model: Model) -> Rwkv | Decoder:
     return Decoder(config.vocabulary, width, blocks, positions=positions, norm=nn.LayerNorm(width), tied=False)
 
 
-@cache
-def tokens(vocabulary: int, split: Split) -> list[Tensor]:
-    """Give the novels and the addresses of a split, as tokens."""
-    tokenizer: Tokenizer = ByteTokenizer()
-    if vocabulary > 256:
-        tokenizer = BytePairTokenizer.train([austen("train"), state_of_the_union("train")], vocabulary)
-    return [tokenizer.encode_to_tensor(text) for text in (austen(split), state_of_the_union(split))]
-
-
 def training(config: RwkvTrialConfig, context: Context, split: Split = "test") -> dict[str, float]:
     """Train a model, and score it on held-out text."""
     model = build(config, config.model)
-    batches = RandomWindows(
-        torch.cat(tokens(config.vocabulary, "train")), config.length, config.step_tokens // config.length, context.seed
-    )
+    text = torch.cat(corpus_tokens(config.vocabulary, "train"))
+    batches = RandomWindows(text, config.length, config.step_tokens // config.length, context.seed)
     # No weight decay, and the second β, as in appendix G; for both models.
     how = TrainingConfig(
         config.steps,
@@ -115,7 +105,7 @@ def training(config: RwkvTrialConfig, context: Context, split: Split = "test") -
     context.costs["step_seconds"] = float(result.step_seconds.median())
     windows = [
         batch
-        for held_out in tokens(config.vocabulary, split)
+        for held_out in corpus_tokens(config.vocabulary, split)
         for batch in consecutive_windows(
             held_out, config.length, max(1, 4096 // config.length), limit=config.evaluated_tokens // 2
         )
@@ -206,7 +196,7 @@ def stepping(config: RwkvTrialConfig, context: Context) -> dict[str, float]:
     """Measure time and memory of a forward and backward pass over one sequence."""
     device = context.fabric.device
     built: dict[str, Any] = {name: build(config, name).to(device) for name in MODELS}
-    text = tokens(config.vocabulary, "train")[0]
+    text = corpus_tokens(config.vocabulary, "train")[0]
     window = text[: config.length + 1].long()[None].to(device)
 
     def passes(model: Any) -> None:
