@@ -12,6 +12,9 @@ it. A line shows that both sides start from the same loss.
 - The Transformer of our room and torch.nn.Transformer, between the same embeddings and output map, on sources and
   targets of different lengths with padding: ours with that loss, theirs with the loss on whole logits.
 - T5 of our room and transformers' T5ForConditionalGeneration, on such sources and targets and with the same losses.
+- RWKV of our room and transformers' RwkvForCausalLM, which writes its recurrence as a loop where no GPU is.
+- Mixtral of our room and transformers' MixtralForCausalLM, with 2 of 8 experts a token, without the loss on the router.
+- The Vision Transformer of our room and transformers' ViTForImageClassification, on images of 64 × 64.
 
     python benchmarks/training.py [--steps N]
 """
@@ -20,6 +23,7 @@ import argparse
 import copy
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -32,13 +36,19 @@ from transformers import (
     BertForMaskedLM,
     GPT2LMHeadModel,
     LlamaForCausalLM,
+    MixtralForCausalLM,
     OpenAIGPTConfig,
     OpenAIGPTLMHeadModel,
+    RwkvForCausalLM,
     T5ForConditionalGeneration,
+    ViTForImageClassification,
 )
 from transformers import GPT2Config as TheirGPT2Config
 from transformers import LlamaConfig as TheirLlamaConfig
+from transformers import MixtralConfig as TheirMixtralConfig
+from transformers import RwkvConfig as TheirRwkvConfig
 from transformers import T5Config as TheirT5Config
+from transformers import ViTConfig as TheirVitConfig
 
 from allyouneed.hub import Pretrained
 from allyouneed.nn import Decoder, EncoderDecoder
@@ -46,8 +56,11 @@ from allyouneed.papers.bert import IGNORED, Bert, BertConfig, MaskedLanguageMode
 from allyouneed.papers.gpt1 import GPT1, GPT1Config
 from allyouneed.papers.gpt2 import GPT2, GPT2Config
 from allyouneed.papers.llama1 import Llama, LlamaConfig, swiglu_hidden
+from allyouneed.papers.moe_explained import Mixtral, MixtralConfig
+from allyouneed.papers.rwkv import Rwkv, RwkvConfig
 from allyouneed.papers.t5 import T5, T5Config
 from allyouneed.papers.transformer import transformer, translation_loss
+from allyouneed.papers.vit import ImageClassifier, Vit, VitConfig
 from allyouneed.training import next_token_loss
 
 WIDTH, LAYERS, HEADS, LENGTH, BATCH, VOCABULARY = 256, 6, 8, 128, 32, 4096
@@ -325,6 +338,56 @@ def compare_text_to_text(count: int) -> None:
     compare(ours, theirs, our_loss, their_loss, "transformers", count)
 
 
+def compare_recurrent_decoders(count: int) -> None:
+    """Compare with transformers' RWKV."""
+    torch.manual_seed(0)
+    ours = Rwkv(RwkvConfig(VOCABULARY, WIDTH, LAYERS, context=LENGTH))
+    config = {key: value for key, value in ours.to_config().items() if key != "architectures"}
+    # In evaluation theirs divides its weights again and again, layer by layer.
+    theirs = RwkvForCausalLM(TheirRwkvConfig(**config | {"use_cache": False})).train()
+    theirs.load_state_dict(published(ours))
+    window = torch.randint(VOCABULARY, (BATCH, LENGTH + 1))
+    print(f"RWKV of width {WIDTH}, {LAYERS} layers, length {LENGTH}, batch {BATCH}, vocabulary {VOCABULARY}")
+    compare(ours, theirs, *language_losses(ours, theirs, window), "transformers", count)
+
+
+def compare_mixtures(count: int) -> None:
+    """Compare with transformers' Mixtral."""
+    torch.manual_seed(0)
+    ours = Mixtral(
+        MixtralConfig(VOCABULARY, WIDTH, LAYERS, HEADS, 2 * WIDTH, key_value_heads=HEADS // 2, context=LENGTH)
+    )
+    config = {key: value for key, value in ours.to_config().items() if key != "architectures"}
+    with tempfile.TemporaryDirectory() as folder:
+        # From a file: transformers has the experts' matrices in one tensor, and knows how to put them there.
+        ours.save_pretrained(folder)
+        theirs = MixtralForCausalLM.from_pretrained(folder, config=TheirMixtralConfig(**config), dtype=torch.float32)
+    window = torch.randint(VOCABULARY, (BATCH, LENGTH + 1))
+    print(f"Mixtral of width {WIDTH}, {LAYERS} layers, length {LENGTH}, batch {BATCH}, vocabulary {VOCABULARY}")
+    compare(ours, theirs.train(), *language_losses(ours, theirs, window), "transformers", count)
+
+
+def compare_image_classifiers(count: int) -> None:
+    """Compare with transformers' Vision Transformer."""
+    torch.manual_seed(0)
+    labels = [str(label) for label in range(10)]
+    sizes = VitConfig(image=64, patch=8, width=WIDTH, layers=LAYERS, heads=HEADS, hidden=4 * WIDTH)
+    ours = ImageClassifier(Vit(sizes, pooler=False), labels)
+    config = {key: value for key, value in ours.to_config().items() if key != "architectures"}
+    theirs = ViTForImageClassification(TheirVitConfig(**config)).train()
+    theirs.load_state_dict(published(ours))
+    images, targets = torch.randn(BATCH, sizes.channels, 64, 64), torch.randint(len(labels), (BATCH,))
+    print(f"ViT of width {WIDTH}, {LAYERS} layers, {(64 // 8) ** 2} patches, batch {BATCH}")
+    compare(
+        ours,
+        theirs,
+        lambda: F.cross_entropy(ours(images), targets),
+        lambda: F.cross_entropy(theirs(images).logits, targets),
+        "transformers",
+        count,
+    )
+
+
 def main() -> None:
     """Time all comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -338,6 +401,9 @@ def main() -> None:
     compare_masked_models(count)
     compare_encoder_decoders(count)
     compare_text_to_text(count)
+    compare_recurrent_decoders(count)
+    compare_mixtures(count)
+    compare_image_classifiers(count)
 
 
 if __name__ == "__main__":
