@@ -45,10 +45,8 @@ from transformers import (
 )
 from transformers import GPT2Config as TheirGPT2Config
 from transformers import LlamaConfig as TheirLlamaConfig
-from transformers import MixtralConfig as TheirMixtralConfig
 from transformers import RwkvConfig as TheirRwkvConfig
 from transformers import T5Config as TheirT5Config
-from transformers import ViTConfig as TheirVitConfig
 
 from allyouneed.hub import Pretrained
 from allyouneed.nn import Decoder, EncoderDecoder
@@ -106,6 +104,17 @@ def published(ours: Pretrained) -> dict[str, Tensor]:
     """Give a model's weights by the names under which they are published."""
     own = dict(ours.named_parameters(remove_duplicate=False))
     return {name.theirs: name.join([own[part].detach() for part in name.ours]) for name in ours.weight_names()}
+
+
+def read_by(kind: Any, ours: Pretrained) -> Any:
+    """Let a class of transformers read a model of ours from its file, whatever its parts are called in memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        ours.save_pretrained(folder)
+        theirs = kind.from_pretrained(folder, dtype=torch.float32)
+        for parameter in theirs.parameters():
+            # Off the file, which goes with the folder.
+            parameter.data = parameter.data.clone()
+    return theirs.train()
 
 
 def steps(loss: Callable[[], Tensor], model: nn.Module, bf16: bool) -> Callable[[], float]:
@@ -357,14 +366,10 @@ def compare_mixtures(count: int) -> None:
     ours = Mixtral(
         MixtralConfig(VOCABULARY, WIDTH, LAYERS, HEADS, 2 * WIDTH, key_value_heads=HEADS // 2, context=LENGTH)
     )
-    config = {key: value for key, value in ours.to_config().items() if key != "architectures"}
-    with tempfile.TemporaryDirectory() as folder:
-        # From a file: transformers has the experts' matrices in one tensor, and knows how to put them there.
-        ours.save_pretrained(folder)
-        theirs = MixtralForCausalLM.from_pretrained(folder, config=TheirMixtralConfig(**config), dtype=torch.float32)
+    theirs = read_by(MixtralForCausalLM, ours)
     window = torch.randint(VOCABULARY, (BATCH, LENGTH + 1))
     print(f"Mixtral of width {WIDTH}, {LAYERS} layers, length {LENGTH}, batch {BATCH}, vocabulary {VOCABULARY}")
-    compare(ours, theirs.train(), *language_losses(ours, theirs, window), "transformers", count)
+    compare(ours, theirs, *language_losses(ours, theirs, window), "transformers", count)
 
 
 def compare_image_classifiers(count: int) -> None:
@@ -373,9 +378,7 @@ def compare_image_classifiers(count: int) -> None:
     labels = [str(label) for label in range(10)]
     sizes = VitConfig(image=64, patch=8, width=WIDTH, layers=LAYERS, heads=HEADS, hidden=4 * WIDTH)
     ours = ImageClassifier(Vit(sizes, pooler=False), labels)
-    config = {key: value for key, value in ours.to_config().items() if key != "architectures"}
-    theirs = ViTForImageClassification(TheirVitConfig(**config)).train()
-    theirs.load_state_dict(published(ours))
+    theirs = read_by(ViTForImageClassification, ours)
     images, targets = torch.randn(BATCH, sizes.channels, 64, 64), torch.randint(len(labels), (BATCH,))
     print(f"ViT of width {WIDTH}, {LAYERS} layers, {(64 // 8) ** 2} patches, batch {BATCH}")
     compare(

@@ -210,6 +210,7 @@ class TestLosses:
         assert found["largest_load"] == EXPERTS and found["unused"] == pytest.approx(0.8)
         assert found["dropped"] == pytest.approx(0.8) and found["slots"] == 1.0
         assert found["entropy"] == pytest.approx(1) and found["logit"] == 0
+        assert found["log_sum_exp"] == pytest.approx(math.log(EXPERTS))
 
     def test_they_are_summed_over_layers(self) -> None:
         model = nn.Sequential(sparse(1), sparse(2))
@@ -218,7 +219,7 @@ class TestLosses:
         torch.testing.assert_close(router_loss(model, 0.1, 0.2), parts[0] + parts[1])
         assert router_loss(model, 0.0, 0.0) == 0.0
 
-    @pytest.mark.parametrize(("loss", "statistic"), [("balance", "largest_load"), ("z", "logit")])
+    @pytest.mark.parametrize(("loss", "statistic"), [("balance", "largest_load"), ("z", "logit"), ("z", "log_sum_exp")])
     def test_each_lowers_what_it_is_for(self, loss: str, statistic: str) -> None:
         layer, tokens = sparse(1).float(), torch.randn(200, WIDTH) + (loss == "balance")
         layer(tokens)

@@ -15,7 +15,14 @@ from allyouneed.evidence.figures import svg
 from allyouneed.papers.llama1 import Llama
 from allyouneed.papers.serving import Engine, Limits, StaticScheduler, trials
 from allyouneed.papers.serving.experiment import BLOCKS, EXPERIMENT, LOADS
-from allyouneed.papers.serving.loads import Arrival, fill_memory, heavy_tailed, play, service_times
+from allyouneed.papers.serving.loads import (
+    Arrival,
+    fill_memory,
+    full_pass_seconds,
+    heavy_tailed,
+    play,
+    service_times,
+)
 from allyouneed.papers.serving.speculative_trials import FEW, chances, chi_square, reader
 from allyouneed.papers.serving.trials import CONTEXT, ServingConfig, arrivals, model_config, random_model
 from allyouneed.text import probabilities
@@ -146,6 +153,32 @@ class TestLoads:
             play(engine, [Arrival(0.0, [1], length) for length in lengths])
             passes[scheduler] = engine.statistics.passes
         assert passes[None] < 30 < passes[StaticScheduler]
+
+    @pytest.mark.parametrize("tokens", [5, 8, 200])
+    def test_a_full_pass_is_full(self, tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """However long it takes until the last prompt is read, no text has ended by then."""
+        config = SMOKE["continuous_0.1"]
+        engine = Engine(random_model(config, context_in(tmp_path, config)), limits=Limits(4, tokens), sharing=False)
+        taken: list[int] = []
+        step = engine.step
+
+        def counted() -> bool:
+            written = engine.statistics.written
+            busy = step()
+            taken.append(engine.statistics.written - written)
+            return busy
+
+        monkeypatch.setattr(engine, "step", counted)
+        assert full_pass_seconds(engine, 40, 4, config.vocabulary) > 0
+        # The last pass lets the cancelled texts go.
+        assert taken[-16:-1] == [4] * 15 and not engine.scheduler.running
+
+    def test_passes_that_are_not_full_are_refused(self, tmp_path: Path) -> None:
+        config = SMOKE["continuous_0.1"]
+        model = random_model(config, context_in(tmp_path, config))
+        engine = Engine(model, cache_tokens=128, limits=Limits(4, 8), sharing=False)
+        with pytest.raises(RuntimeError, match="of 4 texts were in the passes"):
+            full_pass_seconds(engine, 40, 4, config.vocabulary)
 
 
 MEMORY: dict[str, Any] = {"requests": 60, "context": 256, "contexts": 4, "means": (20.0, 40.0), "spread": 1.0}

@@ -229,8 +229,9 @@ def router_statistics(model: nn.Module) -> dict[str, float]:
     Returns:
         `dropped`: share of choices that found no room; `largest_load`: the busiest expert's choices over the mean;
         `unused`: share of experts that nothing chose; `entropy`: of the probabilities of a token, over that of even
-        ones; `logit`: the mean over tokens of the largest absolute logit; `slots`: what the experts have room for over
-        the tokens, 0 without a limit.
+        ones; `logit`: the mean over tokens of the largest absolute logit; `log_sum_exp`: that of the absolute
+        log-sum-exp, which the z-loss squares; `slots`: what the experts have room for over the tokens, 0 without a
+        limit.
 
     Raises:
         ValueError: no sparse layers, or one that was not called yet.
@@ -251,6 +252,7 @@ def router_statistics(model: nn.Module) -> dict[str, float]:
                 "unused": float((counts == 0).double().mean()),
                 "entropy": float(entropy) / math.log(experts) if experts > 1 else 1.0,
                 "logit": float(logits.abs().amax(1).mean()),
+                "log_sum_exp": float(logits.logsumexp(1).abs().mean()),
                 "slots": 0.0 if routing.capacity is None else routing.capacity * experts / tokens,
             }
         )

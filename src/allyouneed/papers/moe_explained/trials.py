@@ -76,7 +76,7 @@ class MoeExplainedConfig:
     z: float = 0.0
     dense_steps: int = 500
     dense_rate: float = 2.4e-2
-    target: float = 1.9
+    target: float = 1.95
     width: int = 32
     hidden: int = 64
     layers: int = 2

@@ -98,9 +98,15 @@ def play(engine: Engine, arrivals: Sequence[Arrival]) -> list[Told]:
 
 
 def full_pass_seconds(engine: Engine, prompt: int, texts: int, vocabulary: int, passes: int = 15) -> float:
-    """Measure a pass in which every text that may be written is, and nothing else: the median of a few."""
+    """Measure a pass in which every text that may be written is, and nothing else: the median of a few.
+
+    Raises:
+        RuntimeError: not all texts were in these passes, so that they were not full.
+    """
     draw = random.Random(0)
-    room = 2 * passes
+    # The first texts are written while the last prompts are still being read, and must not end before.
+    reading = math.ceil(texts * prompt / (engine.scheduler.limits.tokens - texts))
+    room = reading + 2 * passes
     arrivals = [Arrival(0.0, [draw.randrange(vocabulary) for _ in range(prompt)], room) for _ in range(texts)]
     numbers = [engine.submit(Request(own.prompt, own.new_tokens, Gathered(), _GREEDY)) for own in arrivals]
     while engine.scheduler.waiting or any(text.to_prefill for text in engine.scheduler.running):
@@ -110,6 +116,8 @@ def full_pass_seconds(engine: Engine, prompt: int, texts: int, vocabulary: int, 
         began = clock()
         engine.step()
         seconds.append(clock() - began)
+    if len(engine.scheduler.running) < texts:
+        raise RuntimeError(f"only {len(engine.scheduler.running)} of {texts} texts were in the passes that were timed")
     for number in numbers:
         engine.cancel(number)
     engine.step()

@@ -131,7 +131,7 @@ def serve_arrivals(config: ServingConfig, context: Context, split: Split) -> dic
     model = random_model(config, context)
     scheduler = StaticScheduler if config.scheduling == "static" else Scheduler
     limits = Limits(config.texts, config.pass_tokens, waiting=max(config.requests, config.texts))
-    room = config.texts * (config.prompt + config.longest + config.block)
+    room = config.texts * (config.prompt + max(config.longest, 64) + config.block)
     engine = Engine(
         model, cache_tokens=room, block_size=config.block, limits=limits, sharing=False, scheduler=scheduler
     )
