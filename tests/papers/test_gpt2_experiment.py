@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,9 @@ from allyouneed.papers.gpt2.figure import NAMES
 from allyouneed.papers.gpt2.trials import SEEN, UNSEEN, ZeroShotConfig, build
 from allyouneed.training import TrainingConfig, next_token_loss, train
 
+pytestmark = pytest.mark.usefixtures("standins")
+
 SMALL = EXPERIMENT.scales["smoke"].arms["size_1"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def small_brown() -> Iterator[None]:
-    """The stand-in for the corpus that would be fetched."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ALLYOUNEED_STANDINS", str(Path(__file__).parents[1] / "standins"))
-        yield
 
 
 @pytest.fixture(scope="module")

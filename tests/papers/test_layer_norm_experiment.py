@@ -18,13 +18,10 @@ from allyouneed.papers.layer_norm.experiment import (
 from allyouneed.papers.layer_norm.invariances import NORMS, TABLE_1
 from allyouneed.papers.layer_norm.trials import LayerNormConfig, steps_to, trial
 
+pytestmark = pytest.mark.usefixtures("standins")
+
 ROOM = Path(__file__).parents[2] / "src/allyouneed/papers/layer_norm"
 SMOKE = EXPERIMENT.scales["smoke"].arms
-
-
-@pytest.fixture(autouse=True)
-def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ALLYOUNEED_STANDINS", str(Path(__file__).parents[1] / "standins"))
 
 
 def tried(arm: str, config: LayerNormConfig, folder: Path, seed: int = 0) -> TrialResult:

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,9 @@ from allyouneed.papers.serving.speculative_trials import FEW, chances, chi_squar
 from allyouneed.papers.serving.trials import CONTEXT, ServingConfig, arrivals, model_config, random_model
 from allyouneed.text import probabilities
 
+pytestmark = pytest.mark.usefixtures("standins")
+
 SMOKE: dict[str, ServingConfig] = dict(EXPERIMENT.scales["smoke"].arms)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def standins() -> Iterator[None]:
-    """The small model in the place of the one that would be fetched."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ALLYOUNEED_STANDINS", str(Path(__file__).parents[1] / "standins"))
-        yield
 
 
 @pytest.fixture(scope="module")

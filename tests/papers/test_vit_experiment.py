@@ -31,13 +31,10 @@ from allyouneed.papers.vit.figure import SIZES
 from allyouneed.papers.vit.resnet import ResidualBlock, StandardisedConv2d
 from allyouneed.papers.vit.trials import VisionConfig, build_resnet, build_vit, chosen, flops_per_image, trial
 
+pytestmark = pytest.mark.usefixtures("standins")
+
 ROOM = Path(__file__).parents[2] / "src/allyouneed/papers/vit"
 SMOKE = EXPERIMENT.scales["smoke"].arms
-
-
-@pytest.fixture(autouse=True)
-def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ALLYOUNEED_STANDINS", str(Path(__file__).parents[1] / "standins"))
 
 
 def tried(arm: str, config: VisionConfig, folder: Path, seed: int = 0) -> TrialResult:

@@ -66,11 +66,11 @@ class VisionConfig:
     stem: tuple[int, ...] = ()
     compared: bool = False
     clothes_steps: int = 0
-    steps: int = 400
+    steps: int = 1000
     batch: int = 64
     vit_rate: float = 4e-3
-    resnet_rate: float = 8e-3
-    clothes_vit_rate: float = 4e-3
+    resnet_rate: float = 32e-3
+    clothes_vit_rate: float = 2e-3
     clothes_resnet_rate: float = 8e-3
     decay: float = 0.1
     patch: int = 7
