@@ -100,7 +100,7 @@ CLAIMS = (
         source="Figure 3",
         paper_value="behind after ImageNet; level after ImageNet-21k; ahead after JFT-300M",
         test=Better("gap", arm="pretrained", than="few"),
-        scale_gap=f"{POINTS} Pre-training sees 64,000 images, 1.3 times what there are, and they are of another kind than digits.",
+        scale_gap=f"{POINTS} Pre-training sees 64,000 images (1.3 rounds), which are of another kind than digits.",
     ),
     Claim(
         id="pretraining_helps",
