@@ -1,9 +1,7 @@
 """FlashAttention in plain PyTorch against attention that holds all scores, and what it reads and writes."""
 
 import math
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jaxtyping
@@ -27,8 +25,6 @@ from allyouneed.papers.flash_attention import (
     standard_attention_backward,
 )
 from allyouneed.training import peak_tensor_bytes
-
-README = Path(__file__).parents[2] / "src/allyouneed/papers/flash_attention/readme.md"
 
 
 def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -434,8 +430,3 @@ def test_the_passes_by_themselves():
     scores = 0.5 * query @ key.mT
     same([row_max, row_sum], [scores.amax(-1, keepdim=True), (scores - row_max).exp().sum(-1, keepdim=True)], 1e-13)
     same([output], [scores.softmax(-1) @ value], 1e-13)
-
-
-def test_the_snippets_of_the_readme():
-    for snippet in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL):
-        exec(compile(snippet, "readme.md", "exec"), {})

@@ -1,6 +1,5 @@
 """The experiment of layer normalisation: every line at the smoke scale, and the GPU's configurations on a CPU."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from allyouneed.papers.layer_norm.trials import LayerNormConfig, steps_to, trial
 
 pytestmark = pytest.mark.usefixtures("standins")
 
-ROOM = Path(__file__).parents[2] / "src/allyouneed/papers/layer_norm"
 SMOKE = EXPERIMENT.scales["smoke"].arms
 
 
@@ -108,8 +106,3 @@ def test_claims_state_every_cell_of_table_1():
             holds = column in TABLE_1[norm]
             assert (words in statements[f"{norm}_norm_invariant"]) is holds
             assert (words in statements[f"{norm}_norm_not_invariant"]) is not holds
-
-
-def test_the_snippets_of_the_readme():
-    for snippet in re.findall(r"```python\n(.*?)```", (ROOM / "readme.md").read_text(encoding="utf-8"), re.DOTALL):
-        exec(compile(snippet, "readme.md", "exec"), {})

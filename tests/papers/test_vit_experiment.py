@@ -1,6 +1,5 @@
 """The experiment of the Vision Transformer: pictures, the ResNet it is compared with, and every line at smoke scale."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ from allyouneed.papers.vit.trials import VisionConfig, build_resnet, build_vit, 
 
 pytestmark = pytest.mark.usefixtures("standins")
 
-ROOM = Path(__file__).parents[2] / "src/allyouneed/papers/vit"
 SMOKE = EXPERIMENT.scales["smoke"].arms
 
 
@@ -251,8 +249,3 @@ def test_models_are_built_from_their_seed():
     assert isinstance(first, ImageClassifier)
     for ours, other in zip(first.parameters(), again.parameters(), strict=True):
         assert torch.equal(ours, other)
-
-
-def test_the_snippets_of_the_readme():
-    for snippet in re.findall(r"```python\n(.*?)```", (ROOM / "readme.md").read_text(encoding="utf-8"), re.DOTALL):
-        exec(compile(snippet, "readme.md", "exec"), {})
