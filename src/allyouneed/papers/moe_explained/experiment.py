@@ -1,6 +1,6 @@
 """Do experts learn in fewer steps at equal operations, and what do capacity, z-loss and upcycling do?
 
-Laptop: about 6 minutes on 2 cores. With one expert a token a Switch reaches the dense model's loss before it does; a
+Laptop: about 9 minutes on 2 cores. With one expert a token a Switch reaches the dense model's loss before it does; a
 smaller capacity drops more tokens and needs less memory; a mixture that begins as a trained dense model ends below one
 that begins anew.
 """
