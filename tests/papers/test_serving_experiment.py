@@ -164,12 +164,12 @@ class TestLoads:
         monkeypatch.setattr(engine, "step", counted)
         assert full_pass_seconds(engine, 40, 4, config.vocabulary) > 0
         # The last pass lets the cancelled texts go.
-        assert taken[-16:-1] == [4] * 15 and not engine.scheduler.running
+        assert taken[-31:-1] == [4] * 30 and not engine.scheduler.running
 
     def test_passes_that_are_not_full_are_refused(self, tmp_path: Path) -> None:
         config = SMOKE["continuous_0.1"]
         model = random_model(config, context_in(tmp_path, config))
-        engine = Engine(model, cache_tokens=128, limits=Limits(4, 8), sharing=False)
+        engine = Engine(model, cache_tokens=256, limits=Limits(4, 8), sharing=False)
         with pytest.raises(RuntimeError, match="of 4 texts were in the passes"):
             full_pass_seconds(engine, 40, 4, config.vocabulary)
 
