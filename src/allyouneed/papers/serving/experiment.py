@@ -1,6 +1,6 @@
 """Do the techniques of the survey hold what they promise, and leave every text as it is?
 
-Laptop: about 11 minutes on 2 cores: random loads on a model of 14 million random weights, memory without a model, a
+Laptop: about 18 minutes on 2 cores: random loads on a model of 14 million random weights, memory without a model, a
 draft and its target trained on novels, and SmolLM2 (fetched once). Batches by iteration carry two and a half times the
 load of batches by request at a lower latency; blocks of 16 tokens waste about 2 % of the memory that they hold; a small
 draft saves about half of the larger model's passes. Every text is what it is alone, to the last token.
