@@ -79,7 +79,7 @@ class Answered:
 
 
 def make_trace(tokenizer: Any, count: int, rate: float, longest: int, seed: int) -> list[Call]:
-    """Draw requests: lengths of texts have a median of 16 tokens, and a mean of about 37 where the longest has 512."""
+    """Draw requests: lengths of texts have a median of 16 tokens, and a mean of about 38 where the longest has 512."""
     draw, at, calls = random.Random(seed), 0.0, []
     tokens = tokenizer.encode(texts.state_of_the_union("test")[:200_000])
     for _ in range(count):
@@ -257,8 +257,8 @@ def main() -> None:
         trace = make_trace(tokenizer, options.requests, options.rate, options.longest, turn)
         mean = sum(call.new_tokens for call in trace) / len(trace)
         print(
-            f"round {turn}: {len(trace)} requests, {options.rate:g} a second, texts of {mean:.0f} tokens on average and "
-            f"{options.longest} at most, at most {options.texts} at once; medians and 99th percentiles",
+            f"round {turn}: {len(trace)} requests, {options.rate:g} a second, texts of {mean:.0f} tokens on average "
+            f"and {options.longest} at most, at most {options.texts} at once; medians and 99th percentiles",
             flush=True,
         )
         answers = {}
