@@ -45,11 +45,10 @@ from transformers import (
 )
 from transformers import GPT2Config as TheirGPT2Config
 from transformers import LlamaConfig as TheirLlamaConfig
-from transformers import RwkvConfig as TheirRwkvConfig
 from transformers import T5Config as TheirT5Config
 
 from allyouneed.hub import Pretrained
-from allyouneed.nn import Decoder, EncoderDecoder
+from allyouneed.nn import EncoderDecoder
 from allyouneed.papers.bert import IGNORED, Bert, BertConfig, MaskedLanguageModel, masked_loss
 from allyouneed.papers.gpt1 import GPT1, GPT1Config
 from allyouneed.papers.gpt2 import GPT2, GPT2Config
@@ -59,7 +58,7 @@ from allyouneed.papers.rwkv import Rwkv, RwkvConfig
 from allyouneed.papers.t5 import T5, T5Config
 from allyouneed.papers.transformer import transformer, translation_loss
 from allyouneed.papers.vit import ImageClassifier, Vit, VitConfig
-from allyouneed.training import next_token_loss
+from allyouneed.training import LanguageModel, next_token_loss
 
 WIDTH, LAYERS, HEADS, LENGTH, BATCH, VOCABULARY = 256, 6, 8, 128, 32, 4096
 # Of the encoder–decoder: layers of each stack, tokens of the longest sentence, sentences, and the token that pads.
@@ -106,11 +105,11 @@ def published(ours: Pretrained) -> dict[str, Tensor]:
     return {name.theirs: name.join([own[part].detach() for part in name.ours]) for name in ours.weight_names()}
 
 
-def read_by(kind: Any, ours: Pretrained) -> Any:
+def read_by(kind: Any, ours: Pretrained, **options: Any) -> Any:
     """Let a class of transformers read a model of ours from its file, whatever its parts are called in memory."""
     with tempfile.TemporaryDirectory() as folder:
         ours.save_pretrained(folder)
-        theirs = kind.from_pretrained(folder, dtype=torch.float32)
+        theirs = kind.from_pretrained(folder, dtype=torch.float32, **options)
         for parameter in theirs.parameters():
             # Off the file, which goes with the folder.
             parameter.data = parameter.data.clone()
@@ -260,7 +259,7 @@ def compare_masked_models(count: int) -> None:
 
 
 def language_losses(
-    ours: Decoder, theirs: nn.Module, window: Tensor
+    ours: LanguageModel, theirs: nn.Module, window: Tensor
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """Give the loss of the next token as each side computes it."""
     tokens, targets = window[:, :-1], window[:, 1:]
@@ -351,10 +350,8 @@ def compare_recurrent_decoders(count: int) -> None:
     """Compare with transformers' RWKV."""
     torch.manual_seed(0)
     ours = Rwkv(RwkvConfig(VOCABULARY, WIDTH, LAYERS, context=LENGTH))
-    config = {key: value for key, value in ours.to_config().items() if key != "architectures"}
-    # In evaluation theirs divides its weights again and again, layer by layer.
-    theirs = RwkvForCausalLM(TheirRwkvConfig(**config | {"use_cache": False})).train()
-    theirs.load_state_dict(published(ours))
+    # Without a cache, which its loop would fill.
+    theirs = read_by(RwkvForCausalLM, ours, use_cache=False)
     window = torch.randint(VOCABULARY, (BATCH, LENGTH + 1))
     print(f"RWKV of width {WIDTH}, {LAYERS} layers, length {LENGTH}, batch {BATCH}, vocabulary {VOCABULARY}")
     compare(ours, theirs, *language_losses(ours, theirs, window), "transformers", count)

@@ -2,7 +2,7 @@
 
 from .averaging import Snapshots, average
 from .checkpoint import Checkpoint, CheckpointError
-from .loop import DivergedError, Loss, TrainingConfig, TrainingResult, evaluate, next_token_loss, train
+from .loop import DivergedError, LanguageModel, Loss, TrainingConfig, TrainingResult, evaluate, next_token_loss, train
 from .memory import peak_tensor_bytes
 from .schedules import Constant, Cosine, InverseSquareRoot, Linear, Schedule
 
@@ -13,6 +13,7 @@ __all__ = [
     "Cosine",
     "DivergedError",
     "InverseSquareRoot",
+    "LanguageModel",
     "Linear",
     "Loss",
     "Schedule",
