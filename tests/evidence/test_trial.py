@@ -182,6 +182,22 @@ def test_what_a_killed_trial_logged_is_whole_lines(tmp_path: Path) -> None:
     context.close()
 
 
+def test_further_checkpoints_are_files_of_their_own_and_go_with_the_first(tmp_path: Path) -> None:
+    seen: list[Path] = []
+
+    def train_twice(config: SampleConfig, context: Context) -> Mapping[str, float]:
+        checkpoints = [context.checkpoint, context.further_checkpoint("a"), context.further_checkpoint("b")]
+        assert {checkpoint.every_seconds for checkpoint in checkpoints} == {7.0}
+        seen.extend(checkpoint.path for checkpoint in checkpoints)
+        for path in seen:
+            path.touch()
+        return {}
+
+    assert run_trial(task(tmp_path, train_twice, checkpoint_seconds=7.0)).status == "finished"
+    assert len(set(seen)) == 3
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 @pytest.mark.parametrize(
     ("returned", "error"), [({"loss": "low"}, "low"), (None, "NoneType"), ({"loss": [1.0]}, "list")], ids=str
 )

@@ -11,6 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from allyouneed.data import tokens as corpus
 from allyouneed.data.batches import RandomWindows
 from allyouneed.evidence import SCALES, Run, run
 from allyouneed.evidence.figures import svg
@@ -40,7 +41,8 @@ def small_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
         return [torch.randint(vocabulary, (80_000,), generator=generator) for _ in range(2)]
 
     real: Any = experiment.corpus_tokens
-    monkeypatch.setattr(experiment, "corpus_tokens", tokens)
+    for module in (experiment, corpus):
+        monkeypatch.setattr(module, "corpus_tokens", tokens)
 
 
 def test_every_metric_that_a_claim_names_is_measured(smoke: Run) -> None:

@@ -15,7 +15,7 @@ from allyouneed.papers.layer_norm.experiment import (
     TUNED,
 )
 from allyouneed.papers.layer_norm.invariances import NORMS, TABLE_1
-from allyouneed.papers.layer_norm.trials import LayerNormConfig, steps_to, trial
+from allyouneed.papers.layer_norm.trials import LayerNormConfig, trial
 
 pytestmark = pytest.mark.usefixtures("standins")
 
@@ -88,15 +88,6 @@ def test_seeds_differ_and_repeat(tmp_path: Path):
     first = tried("ln_lstm", SMOKE["ln_lstm"], tmp_path / "a").metrics
     assert first == tried("ln_lstm", SMOKE["ln_lstm"], tmp_path / "b").metrics
     assert first != tried("ln_lstm", SMOKE["ln_lstm"], tmp_path / "c", seed=1).metrics
-
-
-def test_steps_to_a_loss():
-    losses = {10: 3.0, 20: 2.0, 30: 2.2, 40: 1.0}
-    assert steps_to(2.5, losses) == 15
-    assert steps_to(2.0, losses) == 20
-    assert steps_to(1.6, losses) == pytest.approx(35)
-    assert steps_to(3.5, losses) == 10
-    assert steps_to(0.5, losses) == 40
 
 
 def test_claims_state_every_cell_of_table_1():

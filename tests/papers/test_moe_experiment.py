@@ -155,13 +155,6 @@ def test_numbers_that_do_not_fit_are_refused(change: dict[str, int], message: st
         dataclasses.replace(EXPERIMENTS["moe"].scales["laptop"].arms["moe_32"], **change)
 
 
-def test_a_curve_reaches_its_target_between_two_points() -> None:
-    steps_to = TRIALS["moe_explained"].steps_to
-    assert steps_to(2.0, {10: 3.0, 20: 1.0}) == 15
-    assert steps_to(2.0, {10: 1.5, 20: 1.0}) == 10
-    assert steps_to(0.5, {10: 1.5, 20: 1.0}) == 20
-
-
 @pytest.mark.parametrize(("room", "arm"), GPU_ARMS)
 def test_the_gpu_configuration_is_built_and_stepped(room: str, arm: str) -> None:
     """As it is but for its batch, its windows and how many layers and experts are alike, in its own precision."""

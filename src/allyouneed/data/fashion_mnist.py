@@ -18,7 +18,7 @@ CLOTHES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt"
 """What the labels 0 to 9 stand for."""
 
 _SIDE = 28
-_HELD_OUT = {"train": "train", "validation": "train", "test": "t10k"}
+_FILES = {"train": "train", "validation": "train", "test": "t10k"}
 # Of the training set, the last sixth is for validation: 10,000 of 60,000.
 _VALIDATION = 6
 
@@ -40,7 +40,7 @@ def fashion_mnist(
         AssetError: The data set is not in the cache and could not be downloaded, or is damaged.
     """
     check_split(split)
-    images, labels = _read(fetch("fashion-mnist", report=report), _HELD_OUT[split])
+    images, labels = _read(fetch("fashion-mnist", report=report), _FILES[split])
     cut = len(images) - len(images) // _VALIDATION
     part = {"train": slice(None, cut), "validation": slice(cut, None), "test": slice(None)}[split]
     return images[part].clone(), labels[part].clone()

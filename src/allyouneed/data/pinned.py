@@ -77,9 +77,12 @@ class Asset:
     wheel: bool = True
 
     def __post_init__(self) -> None:
-        for label, value, shape in (("name", self.name, _PLAIN_NAME), ("version", self.version, _VERSION)):
+        for label, value, shape, marks in (
+            ("name", self.name, _PLAIN_NAME, ". _ + -"),
+            ("version", self.version, _VERSION, ". _ + ~ -"),
+        ):
             if not shape.fullmatch(value):
-                raise ValueError(f"{label} is {value!r}: it must be letters, digits and any of . _ + -")
+                raise ValueError(f"{label} is {value!r}: it must be letters, digits and any of {marks}")
         if self.source not in get_args(Source):
             raise ValueError(f"source is {self.source!r}: it must be one of {', '.join(get_args(Source))}")
         for package in self.packages():

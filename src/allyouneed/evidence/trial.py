@@ -15,12 +15,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
 from .claims import TrialResult
 from .environment import environment
+
+if TYPE_CHECKING:
+    from allyouneed.training import Checkpoint
 
 Status = Literal["finished", "failed"]
 
@@ -68,6 +71,8 @@ class Record:
     reused: bool = False
 
 
+_CURVE = "curve.jsonl"
+
 EXHIBITS = "exhibits"
 """The folder, in a trial's, of what it leaves to look at."""
 
@@ -94,7 +99,7 @@ class Context:
         self.checkpoint = Checkpoint(task.folder / "checkpoint.safetensors", task.checkpoint_seconds)
         self.costs: dict[str, float] = {}
         # Line by line, so that a killed trial leaves no half of a line before those that the next attempt adds.
-        self._curve = (task.folder / "curve.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._curve = (task.folder / _CURVE).open("a", encoding="utf-8", buffering=1)
         self._progress = task.folder / "progress.json"
         self._shown = 0.0
         self._began = time.perf_counter()
@@ -111,6 +116,20 @@ class Context:
             self._shown = now
             shown = {"step": step, "steps": steps, "loss": values.get("loss"), "seconds": self.seconds}
             _write_whole(self._progress, shown)
+
+    def curve(self, name: str) -> dict[int, float]:
+        """Read back a value of the trial's curve by step, with what an interrupted attempt logged of it."""
+        lines = [json.loads(line) for line in (self.folder / _CURVE).read_text(encoding="utf-8").splitlines()]
+        return {line["step"]: line[name] for line in lines if name in line}
+
+    def further_checkpoint(self, name: str) -> "Checkpoint":
+        """Give one more checkpoint, for a trial that trains more than once; it goes when the trial is finished.
+
+        Args:
+            name: of the training, part of a file's name.
+        """
+        path = self.checkpoint.path
+        return type(self.checkpoint)(path.with_stem(f"{path.stem}-{name}"), self.checkpoint.every_seconds)
 
     def exhibit(self, name: str, text: str) -> None:
         """Leave something to look at beside the metrics, which is recorded with the first seed's trial.
@@ -178,7 +197,8 @@ def run_trial(task: Task, fresh: bool = False) -> Record:
                     raise
         except (Exception, SystemExit) as error:
             return Record(task.arm, task.seed, "failed", error=f"{type(error).__name__}: {error}", log=log_path)
-        (task.folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        for checkpoint in task.folder.glob("checkpoint*.safetensors"):
+            checkpoint.unlink()
         return Record(task.arm, task.seed, "finished", result, log=log_path)
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from allyouneed.data.batches import RandomWindows, consecutive_windows
-from allyouneed.data.tokens import corpus_tokens
+from allyouneed.data.batches import RandomWindows
+from allyouneed.data.tokens import corpus_tokens, corpus_windows
 from allyouneed.evidence import Better, Claim, Context, Experiment, Scale, TrialResult, curves_figure
 from allyouneed.nn import (
     Attention,
@@ -119,13 +119,8 @@ def trial(config: AlibiConfig, context: Context) -> Mapping[str, float]:
     perplexity = {}
     for multiple in MULTIPLES:
         length = multiple * config.length
-        windows = [
-            batch
-            for held_out in corpus_tokens(config.vocabulary, "validation")
-            for batch in consecutive_windows(
-                held_out, length, max(1, 4096 // length), limit=config.evaluated_tokens // 2
-            )
-        ]
+        rows = max(1, 4096 // length)
+        windows = corpus_windows(config.vocabulary, "validation", length, rows, config.evaluated_tokens)
         perplexity[multiple] = math.exp(evaluate(model, windows, next_token_loss, fabric=context.fabric))
     context.costs["step_seconds"] = float(result.step_seconds.median())
     metrics = {f"perplexity_x{multiple}": value for multiple, value in perplexity.items()}

@@ -1,11 +1,10 @@
 """The trials of layer normalisation: an LSTM that reads novels, a classifier of digits, and Table 1 on random draws."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
@@ -15,9 +14,9 @@ from allyouneed.data import Split, austen
 from allyouneed.data.batches import RandomWindows, Shuffled, consecutive_windows
 from allyouneed.data.mnist import mnist
 from allyouneed.evidence import Context
+from allyouneed.evidence.watching import steps_to, train_watched
 from allyouneed.text import ByteTokenizer
-from allyouneed.training import Constant, Loss, TrainingConfig, evaluate, train
-from allyouneed.training.loop import LossFunction
+from allyouneed.training import Constant, Loss, TrainingConfig
 
 from .baselines import BatchNorm, RecurrentBatchNorm
 from .invariances import TABLE_1, deviations
@@ -136,30 +135,6 @@ def digit_errors(model: nn.Module, batch: tuple[UInt8[Tensor, "images 28 28"], I
     return Loss((model(images.flatten(1) / 255.0).argmax(1) != digits).float().sum(), len(digits))
 
 
-def train_watched(
-    model: nn.Module,
-    batches: Callable[[int], Any],
-    loss: LossFunction,
-    training: TrainingConfig,
-    held_out: Sequence[Any],
-    score: LossFunction,
-    evaluations: int,
-    context: Context,
-) -> dict[int, float]:
-    """Train, and give the held-out score after each of so many equal parts of the training, by step."""
-    every = max(1, training.steps // evaluations)
-
-    def log(step: int, steps: int, **values: float) -> None:
-        if step % every == 0 or step == steps:
-            values["held_out"] = evaluate(model, held_out, score, fabric=context.fabric)
-        context.log(step, steps, **values)
-
-    train(model, batches, loss, training, fabric=context.fabric, checkpoint=context.checkpoint, log=log)
-    # From the file, since a trial that was interrupted made some of its scores in an earlier process.
-    lines = [json.loads(line) for line in (context.folder / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
-    return {line["step"]: line["held_out"] for line in lines if "held_out" in line}
-
-
 @cache
 def characters(split: Split) -> Tensor:
     """Give the bytes of the novels of a split."""
@@ -184,25 +159,9 @@ def language(config: LayerNormConfig, context: Context) -> dict[str, float]:
         next_character,
         config.evaluations,
         context,
-    )
+    ).scores
     curve = {f"loss_at_{step}": loss for step, loss in losses.items()}
     return curve | {"loss": losses[config.steps], "steps_to_target": steps_to(config.target, losses)}
-
-
-def steps_to(target: float, losses: Mapping[int, float]) -> float:
-    """Give the step at which a curve first reaches a loss, on the line between two of its points.
-
-    A curve that never does gives its last step, which is less than the truth and so never flatters what is compared.
-    """
-    before: tuple[int, float] | None = None
-    for step, loss in sorted(losses.items()):
-        if loss <= target:
-            if before is None:
-                return float(step)
-            share = (before[1] - target) / (before[1] - loss)
-            return before[0] + share * (step - before[0])
-        before = step, loss
-    return float(max(losses))
 
 
 def digits(config: LayerNormConfig, context: Context) -> dict[str, float]:
@@ -222,7 +181,7 @@ def digits(config: LayerNormConfig, context: Context) -> dict[str, float]:
         digit_errors,
         config.evaluations,
         context,
-    )
+    ).scores
     last = [errors[step] for step in sorted(errors)[-max(1, len(errors) // 4) :]]
     curve = {f"error_after_{step * config.batch}": error for step, error in errors.items()}
     return curve | {"error": sum(last) / len(last)}

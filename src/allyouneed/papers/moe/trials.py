@@ -9,8 +9,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from allyouneed.data import Split
-from allyouneed.data.batches import RandomWindows, consecutive_windows
-from allyouneed.data.tokens import corpus_tokens
+from allyouneed.data.batches import RandomWindows
+from allyouneed.data.tokens import corpus_tokens, corpus_windows
 from allyouneed.evidence import Context
 from allyouneed.nn import Experts, FeedForward, initialise_xavier, linear_cross_entropy
 from allyouneed.training import Cosine, Loss, TrainingConfig, evaluate, train
@@ -117,11 +117,7 @@ def trial(config: MoeConfig, context: Context, split: Split = "test") -> Mapping
         log=context.log,
     )
     context.costs["step_seconds"] = float(result.step_seconds.median())
-    windows = [
-        batch
-        for text in corpus_tokens(config.vocabulary, split)
-        for batch in consecutive_windows(text, config.length, rows, limit=config.evaluated_tokens // 2)
-    ]
+    windows = corpus_windows(config.vocabulary, split, config.length, rows, config.evaluated_tokens)
     loss = evaluate(model, windows, next_token, fabric=context.fabric)
     metrics = {
         "perplexity": math.exp(loss),

@@ -1,6 +1,5 @@
 """The trials: a dense decoder, sparse ones of equal operations a token, and mixtures that begin as a dense one."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from allyouneed.data import Split
-from allyouneed.data.batches import RandomWindows, consecutive_windows
-from allyouneed.data.tokens import corpus_tokens
+from allyouneed.data.batches import RandomWindows
+from allyouneed.data.tokens import corpus_tokens, corpus_windows
 from allyouneed.evidence import Context
+from allyouneed.evidence.watching import steps_to, train_watched
 from allyouneed.nn import (
     Attention,
     Block,
@@ -24,7 +24,6 @@ from allyouneed.nn import (
     initialise_xavier,
 )
 from allyouneed.training import (
-    Checkpoint,
     Cosine,
     Loss,
     TrainingConfig,
@@ -125,11 +124,7 @@ def build(config: MoeExplainedConfig) -> Decoder:
 def held_out(config: MoeExplainedConfig, split: Split, targets: int) -> list[Tensor]:
     """Give the windows that every arm is scored on, in batches."""
     rows = config.step_tokens // config.length
-    return [
-        batch
-        for text in corpus_tokens(config.vocabulary, split)
-        for batch in consecutive_windows(text, config.length, rows, limit=targets // 2)
-    ]
+    return corpus_windows(config.vocabulary, split, config.length, rows, targets)
 
 
 def training(config: MoeExplainedConfig, steps: int, learning_rate: float) -> TrainingConfig:
@@ -152,8 +147,18 @@ def trial(config: MoeExplainedConfig, context: Context, split: Split = "test") -
         total, targets = next_token_loss(model, batch)
         return Loss(total + targets * router_loss(model, config.balance, config.z), targets)
 
-    curve, seconds = watched_training(model, lambda step: batches(before + step), loss, config, context)
-    context.costs["step_seconds"] = seconds
+    # Whatever the last score is of, these are of the validation split: the target was set by it.
+    curve, result = train_watched(
+        model,
+        lambda step: batches(before + step),
+        loss,
+        training(config, config.steps, config.learning_rate),
+        held_out(config, "validation", config.watched_tokens),
+        next_token_loss,
+        config.evaluations,
+        context,
+    )
+    context.costs["step_seconds"] = float(result.step_seconds.median())
     final = held_out(config, split, config.evaluated_tokens)
     metrics = {
         "loss": evaluate(model, final, next_token_loss, fabric=context.fabric),
@@ -171,49 +176,10 @@ def trial(config: MoeExplainedConfig, context: Context, split: Split = "test") -
 def trained_dense(model: Decoder, batches: RandomWindows, config: MoeExplainedConfig, context: Context) -> Decoder:
     """Train the dense model that is to be upcycled, as the dense arm trains."""
     # A file of its own: an interrupted trial continues either training where it was.
-    checkpoint = Checkpoint(context.folder / "dense.safetensors", context.checkpoint.every_seconds)
+    checkpoint = context.further_checkpoint("dense")
     how = training(config, config.dense_steps, config.dense_rate)
     train(model, batches, next_token_loss, how, fabric=context.fabric, checkpoint=checkpoint)
     return model
-
-
-def watched_training(
-    model: Decoder, batches: Any, loss: Any, config: MoeExplainedConfig, context: Context
-) -> tuple[dict[int, float], float]:
-    """Train, scoring the model as often as configured; give its losses by step, and the time of a step.
-
-    Whatever the last score is of, these are of the validation split: the target was set by it.
-    """
-    windows = held_out(config, "validation", config.watched_tokens)
-    every = max(1, config.steps // config.evaluations)
-
-    def log(step: int, steps: int, **values: float) -> None:
-        if step % every == 0 or step == steps:
-            values["held_out"] = evaluate(model, windows, next_token_loss, fabric=context.fabric)
-        context.log(step, steps, **values)
-
-    how = training(config, config.steps, config.learning_rate)
-    result = train(model, batches, loss, how, fabric=context.fabric, checkpoint=context.checkpoint, log=log)
-    # From the file, since a trial that was interrupted made some of its scores in an earlier process.
-    lines = [json.loads(line) for line in (context.folder / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
-    curve = {line["step"]: line["held_out"] for line in lines if "held_out" in line}
-    return curve, float(result.step_seconds.median())
-
-
-def steps_to(target: float, losses: Mapping[int, float]) -> float:
-    """Give the step at which a curve first reaches a loss, on the line between two of its points.
-
-    A curve that never does gives its last step, which is less than the truth and so never flatters what is compared
-    with it.
-    """
-    before: tuple[int, float] | None = None
-    for step, loss in sorted(losses.items()):
-        if loss <= target:
-            if before is None:
-                return float(step)
-            return before[0] + (before[1] - target) / (before[1] - loss) * (step - before[0])
-        before = step, loss
-    return float(max(losses))
 
 
 @torch.no_grad()

@@ -205,7 +205,7 @@ def training(config: PreLayerNormConfig, context: Context) -> dict[str, float]:
     for index, rate in enumerate(config.learning_rates):
         if f"{rate:g}" in losses:
             continue
-        checkpoint = Checkpoint(context.folder / f"checkpoint{index}.safetensors", context.checkpoint.every_seconds)
+        checkpoint = context.further_checkpoint(str(index))
         losses[f"{rate:g}"] = train_at(rate, index * config.steps, config, context, checkpoint)
         temporary = kept.with_suffix(".new")
         temporary.write_text(json.dumps(losses))

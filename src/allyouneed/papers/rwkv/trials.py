@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from allyouneed.data import Split
-from allyouneed.data.batches import RandomWindows, consecutive_windows
-from allyouneed.data.tokens import corpus_tokens
+from allyouneed.data.batches import RandomWindows
+from allyouneed.data.tokens import corpus_tokens, corpus_windows
 from allyouneed.evidence import Context
 from allyouneed.nn import Attention, Block, Decoder, FeedForward, PreNorm, RotaryPositions
 from allyouneed.text import Sampling, continuations
@@ -103,13 +103,8 @@ def training(config: RwkvTrialConfig, context: Context, split: Split = "test") -
         model, batches, next_token_loss, how, fabric=context.fabric, checkpoint=context.checkpoint, log=context.log
     )
     context.costs["step_seconds"] = float(result.step_seconds.median())
-    windows = [
-        batch
-        for held_out in corpus_tokens(config.vocabulary, split)
-        for batch in consecutive_windows(
-            held_out, config.length, max(1, 4096 // config.length), limit=config.evaluated_tokens // 2
-        )
-    ]
+    rows = max(1, 4096 // config.length)
+    windows = corpus_windows(config.vocabulary, split, config.length, rows, config.evaluated_tokens)
     return {
         "loss": evaluate(model, windows, next_token_loss, fabric=context.fabric),
         "parameters": float(sum(parameter.numel() for parameter in model.parameters())),

@@ -17,6 +17,11 @@ from .positions import LearnedPositions
 from .vit import Vit
 
 
+def pixels(images: UInt8[Tensor, "images height width"]) -> Float[Tensor, "images 1 height width"]:
+    """Give grey images as numbers from -1 to 1, as the released code does."""
+    return images[:, None] / 127.5 - 1.0
+
+
 def similarities(positions: LearnedPositions) -> Float[Tensor, "patches patches"]:
     """Give the cosine similarity of each patch's position vector to each other's (Figure 7, centre)."""
     vectors = F.normalize(positions.table[0, 1:].detach().double().cpu(), dim=-1)
@@ -169,7 +174,7 @@ def leave_exhibits(
     if isinstance(positions, LearnedPositions):
         context.exhibit("positions.svg", svg(similarity_figure(positions)))
     first = [int((labels == label).nonzero()[0, 0]) for label in labels.unique()]
-    shown = (images[first, None] / 127.5 - 1.0).to(next(model.parameters()).device)
+    shown = pixels(images[first]).to(next(model.parameters()).device)
     with torch.no_grad():
         taken = model.eval()(shown).argmax(1).tolist()
     names = [model.labels[label] for label in taken]

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,10 +17,10 @@ from allyouneed.data.batches import Shuffled
 from allyouneed.data.fashion_mnist import CLOTHES, fashion_mnist
 from allyouneed.data.mnist import mnist
 from allyouneed.evidence import Context
-from allyouneed.training import Checkpoint, Linear, Loss, TrainingConfig, evaluate, train
+from allyouneed.training import Linear, Loss, TrainingConfig, evaluate, train
 
 from .heads import ImageClassifier
-from .pictures import grid_similarities, leave_exhibits
+from .pictures import grid_similarities, leave_exhibits, pixels
 from .positions import AxisPositions, Grid, LearnedPositions, PatchPositions, RelativePositions
 from .resnet import HybridEmbedding, ResNet, ResNetStem
 from .vit import Vit, VitConfig
@@ -122,11 +122,6 @@ def flops_per_image(model: nn.Module) -> float:
     return float(counter.get_total_flops())
 
 
-def pixels(images: UInt8[Tensor, "images 28 28"]) -> Float[Tensor, "images 1 28 28"]:
-    """Give grey images as numbers from -1 to 1, as the released code does."""
-    return images[:, None] / 127.5 - 1.0
-
-
 def classification_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Loss:
     """Sum the cross-entropies of the labels."""
     images, labels = batch
@@ -182,15 +177,12 @@ class Course:
         self.done = 0
         each = config.steps + config.clothes_steps
         self.steps = each * (1 + config.compared)
-        self.checkpoints: list[Checkpoint] = []
 
     def train(self, model: nn.Module, labelled: Labelled, steps: int, rate: float, name: str) -> float:
         """Train a model in place; give the seconds that it took."""
         training = TrainingConfig(
             steps, rate, schedule=Linear(warmup=steps // 10), weight_decay=self.config.decay, betas=(0.9, 0.999)
         )
-        checkpoint = Checkpoint(self.context.folder / f"{name}.safetensors", self.context.checkpoint.every_seconds)
-        self.checkpoints.append(checkpoint)
         before = self.done
 
         def log(step: int, steps: int, **values: float) -> None:
@@ -202,16 +194,11 @@ class Course:
             classification_loss,
             training,
             fabric=self.context.fabric,
-            checkpoint=checkpoint,
+            checkpoint=self.context.further_checkpoint(name),
             log=log,
         )
         self.done += steps
         return result.seconds
-
-    def close(self) -> None:
-        """Remove the checkpoints."""
-        for checkpoint in self.checkpoints:
-            checkpoint.path.unlink(missing_ok=True)
 
 
 def trial(config: VisionConfig, context: Context, split: Split = "test") -> Mapping[str, float]:
@@ -251,7 +238,6 @@ def trial(config: VisionConfig, context: Context, split: Split = "test") -> Mapp
             resnet = resnet.for_task(len(DIGITS))
         learn_digits(resnet, "resnet", config.resnet_rate)
         metrics["gap"] = metrics["resnet_accuracy"] - metrics["vit_accuracy"]
-    course.close()
     return metrics
 
 
