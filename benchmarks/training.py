@@ -31,21 +31,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertConfig as TheirBertConfig
 from transformers import (
     BertForMaskedLM,
     GPT2LMHeadModel,
     LlamaForCausalLM,
     MixtralForCausalLM,
-    OpenAIGPTConfig,
     OpenAIGPTLMHeadModel,
     RwkvForCausalLM,
     T5ForConditionalGeneration,
     ViTForImageClassification,
 )
-from transformers import GPT2Config as TheirGPT2Config
-from transformers import LlamaConfig as TheirLlamaConfig
-from transformers import T5Config as TheirT5Config
 
 from allyouneed.hub import Pretrained
 from allyouneed.nn import EncoderDecoder
@@ -79,30 +74,6 @@ def our_decoder() -> GPT2:
             residual_dropout=0.0,
         )
     )
-
-
-def their_decoder() -> GPT2LMHeadModel:
-    """Make the reference model of the same size, without dropout."""
-    return GPT2LMHeadModel(
-        TheirGPT2Config(
-            vocab_size=VOCABULARY,
-            n_positions=LENGTH,
-            n_embd=WIDTH,
-            n_layer=LAYERS,
-            n_head=HEADS,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-    )
-
-
-def published(ours: Pretrained) -> dict[str, Tensor]:
-    """Give a model's weights by the names under which they are published."""
-    own = dict(ours.named_parameters(remove_duplicate=False))
-    return {name.theirs: name.join([own[part].detach() for part in name.ours]) for name in ours.weight_names()}
 
 
 def read_by(kind: Any, ours: Pretrained, **options: Any) -> Any:
@@ -200,8 +171,8 @@ def compare(
 def compare_decoders(count: int) -> None:
     """Compare with transformers' GPT-2."""
     torch.manual_seed(0)
-    theirs, ours = their_decoder(), our_decoder()
-    theirs.load_state_dict(published(ours) | {"lm_head.weight": ours.embedding.weight})
+    ours = our_decoder()
+    theirs = read_by(GPT2LMHeadModel, ours)
     window = torch.randint(VOCABULARY, (BATCH, LENGTH + 1))
     print(f"decoder of width {WIDTH}, {LAYERS} layers, length {LENGTH}, batch {BATCH}, vocabulary {VOCABULARY}")
     compare(ours, theirs, *language_losses(ours, theirs, window), "transformers", count)
@@ -213,8 +184,7 @@ def compare_llamas(count: int) -> None:
     ours = Llama(
         LlamaConfig(VOCABULARY, WIDTH, LAYERS, HEADS, swiglu_hidden(WIDTH, 64), key_value_heads=HEADS // 2, tied=True)
     )
-    theirs = LlamaForCausalLM(TheirLlamaConfig(**ours.to_config(), pad_token_id=None))
-    theirs.load_state_dict(published(ours) | {"lm_head.weight": ours.embedding.weight})
+    theirs = read_by(LlamaForCausalLM, ours)
     window = torch.randint(VOCABULARY, (BATCH, LENGTH + 1))
     print(f"LLaMA of width {WIDTH}, {LAYERS} layers, length {LENGTH}, batch {BATCH}, vocabulary {VOCABULARY}")
     compare(ours, theirs, *language_losses(ours, theirs, window), "transformers", count)
@@ -227,9 +197,7 @@ def compare_first_gpts(count: int) -> None:
         VOCABULARY, LENGTH, WIDTH, LAYERS, HEADS, embedding_dropout=0.0, attention_dropout=0.0, residual_dropout=0.0
     )
     ours = GPT1(sizes)
-    config = {key: value for key, value in ours.to_config().items() if key != "architectures"}
-    theirs = OpenAIGPTLMHeadModel(OpenAIGPTConfig(**config))
-    theirs.load_state_dict(published(ours) | {"lm_head.weight": ours.embedding.weight}, strict=False)
+    theirs = read_by(OpenAIGPTLMHeadModel, ours)
     window = torch.randint(VOCABULARY, (BATCH, LENGTH + 1))
     print(f"GPT of width {WIDTH}, {LAYERS} layers, length {LENGTH}, batch {BATCH}, vocabulary {VOCABULARY}")
     compare(ours, theirs, *language_losses(ours, theirs, window), "transformers", count)
@@ -240,9 +208,7 @@ def compare_masked_models(count: int) -> None:
     torch.manual_seed(0)
     sizes = BertConfig(VOCABULARY, WIDTH, LAYERS, HEADS, 4 * WIDTH, LENGTH, dropout=0.0, attention_dropout=0.0)
     ours = MaskedLanguageModel(Bert(sizes))
-    config = {key: value for key, value in ours.to_config().items() if key != "architectures"}
-    theirs = BertForMaskedLM(TheirBertConfig(**config))
-    theirs.load_state_dict(published(ours), strict=False)
+    theirs = read_by(BertForMaskedLM, ours)
     tokens = torch.randint(1, VOCABULARY, (BATCH, LENGTH))
     segments = torch.zeros_like(tokens)
     targets = torch.where(torch.rand(tokens.shape) < 0.15, tokens, IGNORED)
@@ -323,9 +289,7 @@ def compare_text_to_text(count: int) -> None:
             padding=PADDING,
         )
     )
-    config = {key: value for key, value in ours.to_config().items() if key != "architectures"}
-    theirs = T5ForConditionalGeneration(TheirT5Config(**config))
-    theirs.load_state_dict(published(ours), strict=False)
+    theirs = read_by(T5ForConditionalGeneration, ours)
     source, target = sentences()
     # Every target begins with the token that also pads.
     target[:, 0] = PADDING
