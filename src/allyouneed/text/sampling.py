@@ -112,7 +112,7 @@ def sample(
         raise ValueError(f"{len(generator)} generators for {batch} rows: there must be one for all or one for each")
     logits = _penalised(logits, sampling, seen)
     if sampling.temperature == 0:
-        likeliest = logits.argmax(-1)
+        likeliest = _argmax(logits)
         _check_highest(logits.gather(-1, likeliest[:, None]))
         return likeliest
     if isinstance(generator, torch.Generator):
@@ -137,11 +137,16 @@ def _highest(logits: Float[Tensor, "batch vocabulary"]) -> Float[Tensor, "batch 
 
 
 def _check_highest(highest: Float[Tensor, "batch 1"]) -> None:
-    if not highest.isfinite().all():
-        row = int((~highest.isfinite()).squeeze(1).nonzero()[0])
-        raise ValueError(
-            f"no token can be drawn from row {row}, whose highest logit is {float(highest[row])}: it must be finite"
-        )
+    for row, value in enumerate(highest.flatten().tolist()):
+        if not math.isfinite(value):
+            raise ValueError(f"no token can be drawn from row {row}, whose highest logit is {value}: it must be finite")
+
+
+def _argmax(logits: Float[Tensor, "batch vocabulary"]) -> Int64[Tensor, " batch"]:
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        # NumPy's takes a tenth of the time that torch's takes for a row; both give the first of several.
+        return torch.from_numpy(logits.detach().numpy().argmax(-1))
+    return logits.argmax(-1)
 
 
 def _penalised(

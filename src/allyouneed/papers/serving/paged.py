@@ -9,10 +9,11 @@ computed. So tokens attend one by one, each to whole blocks, of which those afte
 two rows, since products of matrices and of a matrix with one vector are rounded differently.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -24,7 +25,6 @@ from allyouneed.nn import (
     Int4Linear,
     Int8Linear,
     PositionScheme,
-    fused_attention,
 )
 
 from .blocks import BlockPool, BlockTable
@@ -50,14 +50,14 @@ class _Reading:
     """What queries of one segment that lie in one block read: its blocks from the first up to their own.
 
     Attributes:
-        source: 0 where the blocks lie side by side in the cache, else the number of what is gathered.
-        first: where they begin there.
         mask: added to the scores.
+        views: each layer's keys and values where the blocks lie side by side in the cache; else nothing.
+        gather: of the others, the number of the gather that fetches the blocks.
     """
 
-    source: int
-    first: int
     mask: Float[Tensor, "queries #key_value_heads #groups keys"]
+    views: list[tuple[Tensor, Tensor]]
+    gather: int
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class PagedCache:
             dtype=like.dtype,
             device=like.device,
         )
-        self.layers = [_PagedLayer(store, self) for store in self.store]
+        self.layers = [_PagedLayer(number, self) for number in range(len(layers))]
         self.plan: _Pass | None = None
         size = pool.size
         later = torch.ones(size, size, dtype=torch.bool, device=like.device).triu(1)
@@ -116,8 +116,8 @@ class PagedCache:
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Make blocks zero: what is masked must still be finite, and a sequence that overflowed may have left other."""
-        if blocks:
-            self.blocks.index_fill_(3, torch.tensor(blocks, device=self.store.device), 0.0)
+        for block in blocks:
+            self.blocks[:, :, :, block] = 0.0
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy the first block of each pair into the second."""
@@ -134,13 +134,14 @@ class PagedCache:
         for segment in segments:
             start, end = segment.table.length, segment.table.length + len(segment.tokens)
             blocks = segment.table.blocks[: -(-end // size)]
-            source, first = 0, blocks[0] * size
-            if any(block != blocks[0] + place for place, block in enumerate(blocks)):
+            scattered = any(block != blocks[0] + place for place, block in enumerate(blocks))
+            if scattered:
                 gathers.append(torch.tensor(blocks, device=device))
-                source, first = len(gathers), 0
             for place in range(start // size, len(blocks)):
-                low, high = max(start, place * size), min(end, (place + 1) * size)
-                readings.append(_Reading(source, first, self._mask(low, high, (place + 1) * size, scheme)))
+                low, high, keys = max(start, place * size), min(end, (place + 1) * size), (place + 1) * size
+                # For all layers at once: to look at each layer anew takes as long as half of the attention to it.
+                views = [] if scattered else list(_views(self.store, blocks[0] * size, keys, high - low))
+                readings.append(_Reading(self._mask(low, high, keys, scheme), views, len(gathers) - 1))
                 rows.append(high - low)
             slots += [blocks[place // size] * size + place % size for place in range(start, end)]
         self.plan = _Pass(torch.tensor(slots, device=device), readings, rows, gathers)
@@ -164,13 +165,13 @@ class _PagedLayer(AttendingCache):
     """One layer's keys and values.
 
     Args:
-        store: where they are.
+        number: of the layer.
         cache: knows the pass.
     """
 
-    def __init__(self, store: Float[Tensor, "2 key_value_heads slots head_width"], cache: PagedCache):
+    def __init__(self, number: int, cache: PagedCache):
         super().__init__()
-        self._store = store
+        self._number = number
         self._cache = cache
 
     def attend(
@@ -180,26 +181,33 @@ class _PagedLayer(AttendingCache):
         values: Float[Tensor, "batch key_value_heads queries head_width"],
     ) -> Float[Tensor, "batch heads queries head_width"]:
         """Write the keys and values of the pass, and let each token read those of its sequence up to itself."""
-        plan, store, size = self._cache.plan, self._store, self._cache.pool.size
+        plan, store = self._cache.plan, self._cache.store[self._number]
         assert plan is not None
         count = len(plan.slots)
         store[0].index_copy_(1, plan.slots, keys[0, :, :count])
         store[1].index_copy_(1, plan.slots, values[0, :, :count])
-        read = [store.unbind()]
-        if plan.gathers:
-            blocks = store.unflatten(2, (-1, size))
-            read += [blocks.index_select(2, index).flatten(2, 3).unbind() for index in plan.gathers]
+        blocks = self._cache.blocks[self._number]
+        fetched = [blocks.index_select(2, index).flatten(2, 3) for index in plan.gathers]
         # Tokens are a batch, and query heads that share keys are as many queries, so that nothing is repeated.
         queries = query[0].transpose(0, 1).unflatten(1, (self._cache.key_value_heads, -1))
         mixed = []
         for own, reading in zip(queries[:count].split(plan.rows), plan.readings, strict=True):
-            each, length = len(own), reading.mask.shape[-1]
-            looked_at = [
-                part.narrow(1, reading.first, length).expand(each, -1, -1, -1) for part in read[reading.source]
-            ]
-            mixed.append(fused_attention(own, *looked_at, attn_mask=reading.mask))
+            if reading.views:
+                looked_at = reading.views[self._number]
+            else:
+                (looked_at,) = _views(fetched[reading.gather][None], 0, reading.mask.shape[-1], len(own))
+            # What `fused_attention` sees to besides, gradients and autocast, is not here, and there are many calls.
+            mixed.append(F.scaled_dot_product_attention(own, *looked_at, attn_mask=reading.mask))
         # A row that is there for company reads nothing.
         return torch.cat([*mixed, queries[count:]]).flatten(1, 2).transpose(0, 1)[None]
+
+
+def _views(
+    stored: Float[Tensor, "layers 2 key_value_heads slots head_width"], first: int, keys: int, queries: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Show each layer's keys and values in some slots, as often as there are queries; nothing is copied."""
+    shown = stored.narrow(3, first, keys).unsqueeze(2).expand(-1, -1, queries, -1, -1, -1)
+    return zip(*(part.unbind() for part in shown.unbind(1)), strict=True)
 
 
 def attention_layers(model: Decoder) -> list[Attention]:
