@@ -73,7 +73,7 @@ def probabilities(
     logits = _penalised(logits, sampling, seen)
     highest = _highest(logits)
     if sampling.temperature == 0:
-        return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+        return F.one_hot(_argmax(logits), logits.shape[-1]).float()
     # Counted from the highest, no logit overflows however low the temperature.
     scaled = (logits - highest).float() / max(sampling.temperature, torch.finfo(torch.float32).tiny)
     if sampling.top_k is not None:

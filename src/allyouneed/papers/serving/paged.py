@@ -139,7 +139,7 @@ class PagedCache:
                 gathers.append(torch.tensor(blocks, device=device))
             for place in range(start // size, len(blocks)):
                 low, high, keys = max(start, place * size), min(end, (place + 1) * size), (place + 1) * size
-                # For all layers at once: to look at each layer anew takes as long as half of the attention to it.
+                # For all layers at once: looking at each anew would be a quarter of the time of attention.
                 views = [] if scattered else list(_views(self.store, blocks[0] * size, keys, high - low))
                 readings.append(_Reading(self._mask(low, high, keys, scheme), views, len(gathers) - 1))
                 rows.append(high - low)
