@@ -242,7 +242,9 @@ def line(side: str, answers: Sequence[Answered]) -> str:
 def main() -> None:
     """Time what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=384)
+    parser.add_argument(
+        "--requests", type=int, default=384, help="so many that the end, when nobody waits any more, weighs little"
+    )
     parser.add_argument(
         "--rate", type=float, default=4.0, help="requests a second; the default is more than all can do"
     )

@@ -18,9 +18,6 @@ def test_steps_to_a_loss():
     assert steps_to(1.6, losses) == pytest.approx(35)
     assert steps_to(3.5, losses) == 10
     assert steps_to(0.5, losses) == 40
-
-
-def test_a_curve_reaches_its_target_between_two_points() -> None:
     assert steps_to(2.0, {10: 3.0, 20: 1.0}) == 15
     assert steps_to(2.0, {10: 1.5, 20: 1.0}) == 10
     assert steps_to(0.5, {10: 1.5, 20: 1.0}) == 20

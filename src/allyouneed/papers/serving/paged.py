@@ -116,8 +116,8 @@ class PagedCache:
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Make blocks zero: what is masked must still be finite, and a sequence that overflowed may have left other."""
-        for block in blocks:
-            self.blocks[:, :, :, block] = 0.0
+        if blocks:
+            self.blocks.index_fill_(3, torch.tensor(blocks, device=self.store.device), 0.0)
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy the first block of each pair into the second."""
@@ -186,8 +186,7 @@ class _PagedLayer(AttendingCache):
         count = len(plan.slots)
         store[0].index_copy_(1, plan.slots, keys[0, :, :count])
         store[1].index_copy_(1, plan.slots, values[0, :, :count])
-        blocks = self._cache.blocks[self._number]
-        fetched = [blocks.index_select(2, index).flatten(2, 3) for index in plan.gathers]
+        fetched = [self._cache.blocks[self._number].index_select(2, index).flatten(2, 3) for index in plan.gathers]
         # Tokens are a batch, and query heads that share keys are as many queries, so that nothing is repeated.
         queries = query[0].transpose(0, 1).unflatten(1, (self._cache.key_value_heads, -1))
         mixed = []
