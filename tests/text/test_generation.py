@@ -291,6 +291,17 @@ def test_a_penalty_looks_at_prompt_and_added_tokens_but_not_at_padding(use_cache
     assert generate(Counting(), [[7]], **options, seed=1) == [[8, 9, 0]]
 
 
+def test_presence_and_frequency_penalties_count_what_was_generated_alone():
+    class Constant(Script):
+        def forward(self, tokens: Tensor, *, present: Tensor | None = None, cache: None = None) -> Tensor:
+            return torch.tensor([1.0, 0.7, 0.4] + [-9.0] * 7).expand(*tokens.shape, -1)
+
+    # Token 0 stands in the prompt, which costs it nothing.
+    options: dict[str, Any] = {"new_tokens": 4, "use_cache": False}
+    assert generate(Constant(), [[0, 0]], **options, sampling=Sampling(0, presence_penalty=0.5)) == [[0, 1, 0, 0]]
+    assert generate(Constant(), [[0, 0]], **options, sampling=Sampling(0, frequency_penalty=0.4)) == [[0, 1, 0, 2]]
+
+
 def test_a_row_ends_where_it_is_told_to():
     rows = generate(
         Script(), [[1], [3]], new_tokens=4, sampling=Sampling.greedy(), on_token=lambda _, token: token == 4

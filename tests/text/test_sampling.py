@@ -179,7 +179,12 @@ def test_a_row_with_its_own_generator_draws_as_it_would_alone():
         ({"min_p": -0.1}, r"min_p -0\.1 is out of range: it must be from 0 to 1"),
         ({"min_p": 1.1}, r"min_p 1\.1"),
         ({"min_p": math.nan}, "min_p nan"),
-        ({"repetition_penalty": 0.0}, r"repetition_penalty 0\.0 is out of range: it must be finite and above 0"),
+        ({"repetition_penalty": 0.0}, r"repetition_penalty 0\.0 is out of range: it must be from 0\.01 to 100"),
+        ({"repetition_penalty": 1e-40}, "repetition_penalty 1e-40"),
+        ({"presence_penalty": math.nan}, "presence_penalty nan is out of range: it must be finite"),
+        ({"frequency_penalty": -math.inf}, "frequency_penalty -inf"),
+        ({"logit_bias": {3: math.inf}}, "logit_bias inf of token 3 is out of range"),
+        ({"logit_bias": {-1: 1.0}}, "logit_bias 1.0 of token -1 is out of range"),
         ({"repetition_penalty": math.inf}, "repetition_penalty inf"),
         ({"repetition_penalty": math.nan}, "repetition_penalty nan"),
         ({"top_k": 0}, "top_k 0 is out of range: it must be at least 1"),
@@ -223,5 +228,35 @@ def test_seen_tokens_become_rarer_for_greedy_and_draws_alike():
 
 def test_a_penalty_without_what_was_seen_is_refused():
     for call in (probabilities, lambda *given: sample(*given, seeded(0))):
-        with pytest.raises(ValueError, match=r"repetition penalty 1.5 needs to know which tokens were seen"):
+        with pytest.raises(ValueError, match=r"repetition_penalty 1.5 needs to know which tokens were seen"):
             call(torch.zeros(1, 4), Sampling(repetition_penalty=1.5))
+
+
+def test_presence_and_frequency_penalties_are_those_of_the_api():
+    logits = torch.tensor([[2.0, 1.5, 1.0, 0.5]])
+    counts = torch.tensor([[3, 1, 0, 0]])
+    sampling = Sampling(presence_penalty=0.25, frequency_penalty=0.5)
+    expected = torch.tensor([[2.0 - 3 * 0.5 - 0.25, 1.5 - 0.5 - 0.25, 1.0, 0.5]]).softmax(-1)
+    torch.testing.assert_close(probabilities(logits, sampling, counts=counts), expected)
+    greedy = Sampling(0, presence_penalty=0.25, frequency_penalty=0.5)
+    assert sample(logits, greedy, seeded(0), counts=counts).tolist() == [2]
+    assert sample(logits, greedy, seeded(0), counts=0 * counts).tolist() == [0]
+    with pytest.raises(ValueError, match=r"presence_penalty 0\.25 and frequency_penalty 0\.5 need to know how often"):
+        probabilities(logits, sampling)
+
+
+def test_a_bias_is_added_before_penalties():
+    logits = torch.tensor([[1.0, 0.5, 0.0]])
+    sampling = Sampling(logit_bias={2: 3.0, 0: -100.0}, repetition_penalty=2.0)
+    seen = torch.tensor([[False, False, True]])
+    expected = torch.tensor([[-99.0, 0.5, 1.5]]).softmax(-1)
+    torch.testing.assert_close(probabilities(logits, sampling, seen), expected)
+    with pytest.raises(ValueError, match="logit_bias has token 3, but ids are 0 to 2"):
+        sample(logits, Sampling(logit_bias={3: 1.0}), seeded(0))
+
+
+def test_penalties_do_not_overflow_in_16_bits():
+    logits = torch.tensor([[60_000.0, 0.0, -60_000.0]], dtype=torch.float16)
+    seen = torch.ones(1, 3, dtype=torch.bool)
+    for penalty in (0.01, 100.0):
+        assert probabilities(logits, Sampling(repetition_penalty=penalty), seen)[0].tolist() == [1, 0, 0]

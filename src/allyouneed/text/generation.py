@@ -185,13 +185,15 @@ def _continue(
     generators = [row_generator(seed, row) for row in range(len(prompts))]
     fed, present = _pad_left([prompt[held:] for prompt in prompts], device)
     running = set(range(len(prompts)))
-    seen = None
+    seen = counts = None
     with evaluating(model):
         for _ in range(new_tokens):
             logits = _last_logits(model, fed, present, cache, prefill_chunk)
             if sampling.repetition_penalty != 1 and seen is None:
                 seen = _tokens_of(prompts, logits)
-            drawn = sample(logits, sampling, generators, seen)
+            if sampling.needs_counts and counts is None:
+                counts = torch.zeros(logits.shape, dtype=torch.int32, device=logits.device)
+            drawn = sample(logits, sampling, generators, seen, counts)
             for row, token in enumerate(drawn.tolist()):
                 if row not in running:
                     continue
@@ -200,6 +202,8 @@ def _continue(
                     continue
                 if seen is not None:
                     seen[row, token] = True
+                if counts is not None:
+                    counts[row, token] += 1
                 if (yield row, token) is True:
                     running.remove(row)
             if not running:

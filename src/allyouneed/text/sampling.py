@@ -1,18 +1,21 @@
 """Choosing the next token from logits: pure functions of the logits, the settings and a generator."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 from torch import Tensor
+
+# Within these no logit of a model overflows when it is multiplied or divided.
+_PENALTIES = (0.01, 100.0)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn; the filters work in this order: repetition penalty, temperature, top-k, top-p, min-p.
+    """How a token is sampled, in this order: bias, penalties, temperature, top-k, top-p, min-p.
 
     Attributes:
         temperature: what logits are divided by. 0 is greedy: the likeliest token, the first of several that tie.
@@ -23,6 +26,10 @@ class Sampling:
             (Nguyen et al. 2024); all where None.
         repetition_penalty: what the logits of tokens that were seen are divided by where they are positive, and
             multiplied by where they are negative (Keskar et al. 2019, section 4.1). Above 1, repetition becomes rarer.
+        presence_penalty: what is taken from the logits of tokens that were generated, however often.
+        frequency_penalty: what is taken from the logit of a token each time that it was generated. Both are those of
+            OpenAI's API and leave the prompt out of account.
+        logit_bias: what is added to the logits of some tokens, by id.
 
     Raises:
         ValueError: a value out of its range.
@@ -33,6 +40,9 @@ class Sampling:
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -44,33 +54,53 @@ class Sampling:
             raise ValueError(f"top_p {self.top_p} is out of range: it must be above 0 and at most 1")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p {self.min_p} is out of range: it must be from 0 to 1")
-        if not 0 < self.repetition_penalty < math.inf:
+        least, most = _PENALTIES
+        if not least <= self.repetition_penalty <= most:
             raise ValueError(
-                f"repetition_penalty {self.repetition_penalty} is out of range: it must be finite and above 0"
+                f"repetition_penalty {self.repetition_penalty} is out of range: it must be from {least} to {most:g}"
             )
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not math.isfinite(value := getattr(self, name)):
+                raise ValueError(f"{name} {value} is out of range: it must be finite")
+        for token, bias in self.logit_bias.items():
+            if token < 0 or not math.isfinite(bias):
+                raise ValueError(
+                    f"logit_bias {bias} of token {token} is out of range: it must be finite, the id 0 or more"
+                )
 
     @classmethod
     def greedy(cls) -> "Sampling":
         """Take the likeliest token, always: temperature 0."""
         return cls(temperature=0.0)
 
+    @property
+    def needs_counts(self) -> bool:
+        """Whether a penalty depends on how often tokens were generated."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0
+
 
 def probabilities(
     logits: Float[Tensor, "batch vocabulary"],
     sampling: Sampling,
     seen: Bool[Tensor, "batch vocabulary"] | None = None,
+    counts: Int[Tensor, "batch vocabulary"] | None = None,
 ) -> Float32[Tensor, "batch vocabulary"]:
-    """Give the probability with which each token is drawn: 0 for those that the filters hold back.
+    """Give the probability with which each token is sampled: 0 for those that the filters hold back.
 
     Args:
         logits: of the next token.
-        sampling: how it is drawn.
-        seen: True for tokens that a row has had; a repetition penalty needs it.
+        sampling: how it is sampled.
+        seen: True for tokens that a row has had, the prompt's among them; a repetition penalty needs it.
+        counts: how often each token was generated in a row; a presence or frequency penalty needs it.
 
     Raises:
-        ValueError: logits with NaN or +∞ in them, or with -∞ for every token; a repetition penalty without `seen`.
+        ValueError: logits with NaN or +∞ in them, or with -∞ for every token; a penalty without `seen` or `counts`; a
+            bias for a token that is not in the vocabulary.
     """
-    logits = _penalised(logits, sampling, seen)
+    return _filtered(_adjusted(logits, sampling, seen, counts), sampling)
+
+
+def _filtered(logits: Float[Tensor, "batch vocabulary"], sampling: Sampling) -> Float32[Tensor, "batch vocabulary"]:
     highest = _highest(logits)
     if sampling.temperature == 0:
         return F.one_hot(_argmax(logits), logits.shape[-1]).float()
@@ -91,26 +121,27 @@ def sample(
     sampling: Sampling,
     generator: torch.Generator | Sequence[torch.Generator],
     seen: Bool[Tensor, "batch vocabulary"] | None = None,
+    counts: Int[Tensor, "batch vocabulary"] | None = None,
 ) -> Int64[Tensor, " batch"]:
-    """Draw a token for each row.
+    """Sample a token for each row.
 
     Each row costs its generator one number, none where sampling is greedy.
 
     Args:
         logits: of the next token.
-        sampling: how it is drawn.
+        sampling: how it is sampled.
         generator: one for all rows, or one for each row, so that a row's draws do not depend on the others. With
             generators of the CPU the draws are the same on every device.
-        seen: True for tokens that a row has had; a repetition penalty needs it.
+        seen: as in `probabilities`.
+        counts: as in `probabilities`.
 
     Raises:
-        ValueError: logits with NaN or +∞ in them, or with -∞ for every token; generators not as many as rows; a
-            repetition penalty without `seen`.
+        ValueError: generators not as many as rows, or what `probabilities` refuses.
     """
     batch = len(logits)
     if not isinstance(generator, torch.Generator) and len(generator) != batch:
         raise ValueError(f"{len(generator)} generators for {batch} rows: there must be one for all or one for each")
-    logits = _penalised(logits, sampling, seen)
+    logits = _adjusted(logits, sampling, seen, counts)
     if sampling.temperature == 0:
         likeliest = _argmax(logits)
         _check_highest(logits.gather(-1, likeliest[:, None]))
@@ -120,7 +151,7 @@ def sample(
     else:
         draws = torch.cat([_uniform(1, one) for one in generator])
     # In 64 bits, which some devices lack, so that rare tokens of a large vocabulary keep their probability.
-    cumulative = probabilities(logits, replace(sampling, repetition_penalty=1.0)).cpu().double().cumsum(-1)
+    cumulative = _filtered(logits, sampling).cpu().double().cumsum(-1)
     cumulative /= cumulative[:, -1:].clone()
     # The first token whose cumulative probability exceeds the draw: its own probability is then not 0.
     return torch.searchsorted(cumulative, draws[:, None], right=True).squeeze(1).to(logits.device)
@@ -149,15 +180,37 @@ def _argmax(logits: Float[Tensor, "batch vocabulary"]) -> Int64[Tensor, " batch"
     return logits.argmax(-1)
 
 
-def _penalised(
-    logits: Float[Tensor, "batch vocabulary"], sampling: Sampling, seen: Bool[Tensor, "batch vocabulary"] | None
+def _adjusted(
+    logits: Float[Tensor, "batch vocabulary"],
+    sampling: Sampling,
+    seen: Bool[Tensor, "batch vocabulary"] | None,
+    counts: Int[Tensor, "batch vocabulary"] | None,
 ) -> Float[Tensor, "batch vocabulary"]:
+    """Add the bias and take off the penalties; where there are none the logits stay as they are."""
     penalty = sampling.repetition_penalty
-    if penalty == 1:
+    if not sampling.logit_bias and penalty == 1 and not sampling.needs_counts:
         return logits
-    if seen is None:
-        raise ValueError(f"the repetition penalty {penalty} needs to know which tokens were seen, and `seen` is None")
-    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+    # Sums and products of 16 bits may overflow.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if sampling.logit_bias:
+        ids, biases = zip(*sampling.logit_bias.items(), strict=True)
+        if max(ids) >= logits.shape[-1]:
+            raise ValueError(f"logit_bias has token {max(ids)}, but ids are 0 to {logits.shape[-1] - 1}")
+        logits = logits.clone()
+        logits[:, list(ids)] += torch.tensor(biases, dtype=logits.dtype, device=logits.device)
+    if penalty != 1:
+        if seen is None:
+            raise ValueError(f"repetition_penalty {penalty} needs to know which tokens were seen, and `seen` is None")
+        logits = torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+    if sampling.needs_counts:
+        if counts is None:
+            raise ValueError(
+                f"presence_penalty {sampling.presence_penalty} and frequency_penalty {sampling.frequency_penalty} need "
+                "to know how often tokens were generated, and `counts` is None"
+            )
+        # OpenAI's API reference: logit − count · frequency_penalty − (count > 0) · presence_penalty.
+        logits = logits - counts * sampling.frequency_penalty - (counts > 0) * sampling.presence_penalty
+    return logits
 
 
 def _keep_top_k(logits: Float32[Tensor, "batch vocabulary"], k: int) -> Float32[Tensor, "batch vocabulary"]:
