@@ -360,6 +360,8 @@ class TestCheckpoints:
         }
         model = Llama.from_config(config)
         assert model.config == LlamaConfig(37, 24, 2, 4, 41, rotary_base=5000.0)
+        inside = PLAIN_CONFIG | {"rope_scaling": {"rope_type": "default", "rope_theta": 5000.0}}
+        assert Llama.from_config(inside).config == model.config
 
     @pytest.mark.parametrize(
         ("key", "value"),

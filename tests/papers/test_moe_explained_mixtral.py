@@ -188,6 +188,7 @@ def test_the_arithmetic_of_a_name() -> None:
         ("sliding_window", 1024),
         ("router_jitter_noise", 0.1),
         ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}),
+        ("rope_parameters", {"type": "linear", "rope_theta": 1e4, "factor": 4.0}),
         ("rope_scaling", {"type": "linear", "factor": 2.0}),
         ("num_experts_per_tok", 1),
         ("num_attention_heads", 5),

@@ -10,6 +10,7 @@ from .names import Name, same, stacked, transposed
 from .opening import open_model
 from .pretrained import Pretrained
 from .quantizing import Quantization
+from .rotary import RotaryParameters, read_rotary
 from .stored import QuantizedBlocks, StoredModel
 from .writing import write_model
 
@@ -19,12 +20,14 @@ __all__ = [
     "Pretrained",
     "Quantization",
     "QuantizedBlocks",
+    "RotaryParameters",
     "StoredModel",
     "UnsupportedError",
     "WeightsError",
     "label_entries",
     "open_model",
     "read_labels",
+    "read_rotary",
     "refuse_unless",
     "required",
     "same",

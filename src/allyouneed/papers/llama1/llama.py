@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import nn as torch_nn
 
-from allyouneed.hub import Name, Pretrained, UnsupportedError, refuse_unless, required, same
+from allyouneed.hub import Name, Pretrained, UnsupportedError, read_rotary, refuse_unless, required, same
 from allyouneed.nn import (
     Attention,
     Block,
@@ -205,17 +205,11 @@ def read_config(config: Mapping[str, Any]) -> LlamaConfig:
     for key in ("attention_bias", "mlp_bias", "rope_interleaved"):
         refuse_unless(config, key, (False, None))
     refuse_unless(config, "attention_dropout", (0.0, 0, None))
-    refuse_unless(config, "partial_rotary_factor", (1.0, 1, None))
     refuse_unless(config, "quantization_config", (None,))
     # Where a Mistral says nothing of its window, it has one.
     refuse_unless(config, "sliding_window", (None,), absent=4096 if config.get("model_type") == "mistral" else None)
-    for key in ("rope_scaling", "rope_parameters"):
-        if not _is_plain(config.get(key)):
-            raise UnsupportedError(
-                f"config.json: {key} is {config[key]!r}; only plain rotary positions are supported here: null, or the "
-                "rope_type 'default' with a rope_theta"
-            )
-    rotary = config.get("rope_parameters") or {}
+    rotary = read_rotary(config, context=2048)
+    rotary.refuse_unless()
     shared = required(config, "num_key_value_heads", int, heads)
     return LlamaConfig(
         vocabulary=required(config, "vocab_size", int),
@@ -224,19 +218,9 @@ def read_config(config: Mapping[str, Any]) -> LlamaConfig:
         heads=heads,
         hidden=required(config, "intermediate_size", int),
         key_value_heads=None if shared == heads else shared,
-        rotary_base=required(rotary if "rope_theta" in rotary else config, "rope_theta", float, 10_000.0),
+        rotary_base=rotary.base,
         epsilon=required(config, "rms_norm_eps", float, 1e-6),
         context=required(config, "max_position_embeddings", int, 2048),
         tied=required(config, "tie_word_embeddings", bool, False),
         initial_deviation=required(config, "initializer_range", float, 0.02),
     )
-
-
-def _is_plain(rotary: Any) -> bool:
-    """Tell whether a configuration's entry leaves rotary positions as the paper has them, but for their base."""
-    if rotary is None:
-        return True
-    if not isinstance(rotary, Mapping):
-        return False
-    usual = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
-    return all(key == "rope_theta" or (key in usual and value == usual[key]) for key, value in rotary.items())

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import nn as torch_nn
 
-from allyouneed.hub import Name, Pretrained, UnsupportedError, refuse_unless, required, same
+from allyouneed.hub import Name, Pretrained, UnsupportedError, read_rotary, refuse_unless, required, same
 from allyouneed.nn import Attention, Block, Decoder, GatedExperts, PreNorm, RMSNorm, RotaryPositions
 from allyouneed.papers.moe import check_choices
 
@@ -116,12 +116,9 @@ class Mixtral(Pretrained, Decoder):
         refuse_unless(config, "attention_dropout", (0.0, 0, None))
         refuse_unless(config, "router_jitter_noise", (0.0, 0, None))
         refuse_unless(config, "sliding_window", (None,))
-        refuse_unless(config, "rope_scaling", (None,))
         refuse_unless(config, "quantization_config", (None,))
-        rotary = config.get("rope_parameters") or {}
-        if not isinstance(rotary, Mapping) or rotary.get("rope_type", "default") != "default":
-            raise UnsupportedError(f"config.json: rope_parameters is {rotary!r}; only plain rotary positions are built")
-        refuse_unless(rotary, "partial_rotary_factor", (1.0, 1, None))
+        rotary = read_rotary(config, base=1e6, context=131_072)
+        rotary.refuse_unless()
         experts, k = required(config, "num_local_experts", int, 8), required(config, "num_experts_per_tok", int, 2)
         if k == 1 and experts > 1:
             raise UnsupportedError(
@@ -137,7 +134,7 @@ class Mixtral(Pretrained, Decoder):
                 key_value_heads=required(config, "num_key_value_heads", int, 8),
                 experts=experts,
                 k=k,
-                rotary_base=required(rotary if "rope_theta" in rotary else config, "rope_theta", float, 1e6),
+                rotary_base=rotary.base,
                 epsilon=required(config, "rms_norm_eps", float, 1e-5),
                 context=required(config, "max_position_embeddings", int, 131_072),
                 tied=required(config, "tie_word_embeddings", bool, False),
