@@ -320,6 +320,31 @@ def test_parts_of_several_packages_are_joined(cache: Path, index: Path) -> None:
         verify(joined)
 
 
+def test_a_joined_file_is_checked_as_a_whole(cache: Path, index: Path) -> None:
+    wheel(index, "numbers", {"numbers/a": CONTENT[:5000]})
+    wheel(index, "numbers_more", {"more/b": CONTENT[5000:]})
+    parts = [member("numbers/a", CONTENT[:5000]), member("more/b", CONTENT[5000:], package="numbers-more")]
+    whole = {"numbers.bin": hashlib.sha256(CONTENT).hexdigest()}
+    with pytest.raises(AssetError, match=r"joined from 2 members, has the sha256 .*, not .*not what was recorded"):
+        fetch(asset(*reversed(parts), joined=whole))
+    assert listing(cache) == set()
+    reports: list[str] = []
+    complete = asset(*parts, joined=whole)
+    folder = fetch(complete, report=reports.append)
+    assert (folder / "numbers.bin").read_bytes() == CONTENT
+    assert [report for report in reports if "2 of 2" in report and "numbers-more" in report]
+    verify(complete)
+
+
+def test_a_part_that_is_damaged_leaves_nothing(cache: Path, index: Path) -> None:
+    wheel(index, "numbers", {"numbers/a": CONTENT[:5000]})
+    wheel(index, "numbers_more", {"more/b": CONTENT[5000:-1] + b"?"})
+    parts = [member("numbers/a", CONTENT[:5000]), member("more/b", CONTENT[5000:], package="numbers-more")]
+    with pytest.raises(AssetError, match=r"more/b in numbers-more 1\.0 has the sha256"):
+        fetch(asset(*parts))
+    assert listing(cache) == set()
+
+
 def test_one_package_of_several_missing(cache: Path, index: Path) -> None:
     wheel(index, "numbers", {"numbers/a": CONTENT[:5000]})
     joined = asset(member("numbers/a", CONTENT[:5000]), member("more/b", CONTENT[5000:], package="numbers-more"))

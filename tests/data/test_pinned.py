@@ -69,6 +69,12 @@ def test_members_of_several_packages() -> None:
     assert asset.size == 6
 
 
+@pytest.mark.parametrize("joined", [{"c.bin": "0" * 64}, {"b.bin": "0" * 63}])
+def test_the_sum_of_a_joined_file_is_of_a_file(joined: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="joined is"):
+        describe(GOOD, joined=joined)
+
+
 def test_the_known_assets_are_described() -> None:
     for name, asset in ASSETS.items():
         assert name == asset.name

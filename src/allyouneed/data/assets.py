@@ -24,8 +24,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
+from .asset import Asset, Member, Source
 from .clients import DAMAGED, DownloadError, Stream, open_members
-from .pinned import ASSETS, Asset, Member, Source
+from .pinned import ASSETS
 
 __all__ = [
     "ASSETS",
@@ -166,6 +167,8 @@ def verify(asset: str | Asset) -> None:
                         raise _damaged(asset, folder, f"{file}: sha256 {found.hexdigest()}, not {member.sha256}")
                 if stream.read(1):
                     raise _damaged(asset, folder, f"{file} is longer than {sum(member.size for member in members)} B")
+            if (fault := _joined_wrongly(asset, file, path)) is not None:
+                raise _damaged(asset, folder, f"{file} {fault}")
         except OSError as error:
             raise _damaged(asset, folder, str(error)) from error
 
@@ -219,7 +222,10 @@ def _download(asset: Asset, folder: Path, report: Callable[[str], None]) -> None
         parts.mkdir()
         size = _in_megabytes(asset.download_size)
         report(f"{asset.name}: downloading {asset.package} {asset.version} from {asset.source} ({size})")
-        for number, package in enumerate(asset.packages()):
+        packages = asset.packages()
+        for number, package in enumerate(packages, start=1):
+            if len(packages) > 1:
+                report(f"{asset.name}: downloading {package}, {number} of {len(packages)} packages ({size} together)")
             arriving = partial / str(number)
             arriving.mkdir()
             try:
@@ -229,6 +235,8 @@ def _download(asset: Asset, folder: Path, report: Callable[[str], None]) -> None
             except DAMAGED as error:
                 raise DownloadError(f"the archive of {package} {asset.version} is damaged ({error})") from error
             shutil.rmtree(arriving)
+        if asset.joined:
+            report(f"{asset.name}: joining and checking")
         for file, members in asset.files().items():
             first, *others = [parts / str(asset.members.index(member)) for member in members]
             with first.open("ab") as joined:
@@ -238,6 +246,8 @@ def _download(asset: Asset, folder: Path, report: Callable[[str], None]) -> None
                     other.unlink()
                 joined.flush()
                 os.fsync(joined.fileno())
+            if (fault := _joined_wrongly(asset, file, first)) is not None:
+                raise _not_recorded(asset, f"{file}, joined from {len(members)} members, {fault}")
             first.rename(new / file)
         if folder.exists():
             folder.rename(partial / "old")
@@ -263,10 +273,22 @@ def _write(asset: Asset, member: Member, stream: Stream, path: Path) -> None:
         reason = f"has the sha256 {found.hexdigest()}, not {member.sha256}"
     else:
         return
-    raise AssetError(
-        f"{asset.name}: {member.path} in {member.package or asset.package} {asset.version} {reason}. What was "
-        "downloaded is not what was recorded, and nothing of it was kept: try again, and if it stays so, update "
-        "allyouneed or report it"
+    raise _not_recorded(asset, f"{member.path} in {member.package or asset.package} {asset.version} {reason}")
+
+
+def _joined_wrongly(asset: Asset, file: str, path: Path) -> str | None:
+    """Say what is wrong with a file whose SHA-256 as a whole is recorded; None where nothing is, or none is."""
+    if (expected := asset.joined.get(file)) is None:
+        return None
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    return None if found == expected else f"has the sha256 {found}, not {expected}"
+
+
+def _not_recorded(asset: Asset, reason: str) -> AssetError:
+    return AssetError(
+        f"{asset.name}: {reason}. What was downloaded is not what was recorded, and nothing of it was kept: try again, "
+        "and if it stays so, update allyouneed or report it"
     )
 
 

@@ -19,7 +19,7 @@ from errno import ENOSPC
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from .pinned import Asset, Member
+from .asset import Asset, Member
 from .sdists import SdistError, download_sdist
 
 # What reading a damaged archive raises, while it is opened or later, in the middle of a stream.
