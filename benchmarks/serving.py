@@ -2,17 +2,17 @@
 
 Sides, each in a process of its own with one torch thread, one after the other, behind the same HTTP server:
 
-- continuous: our engine, which decides before each pass who is in it
-- static: our engine scheduled by request: a batch is kept together until its longest text is done
+- continuous: our engine, which decides before each step who is in it
+- static: our engine scheduled by request: a batch is kept together until its longest sequence is done
 - transformers: `generate` on batches of whoever waits, in 32 bits too; tokens are sent as they come
 
 All get the same requests: prompts of presidents' addresses, lengths of texts drawn from a log-normal distribution (most
 are short, a few are long), arrivals of a Poisson process. Texts end at their length alone. A line a side says how many
-tokens a second were written from the first arrival to the last token, and the median and the 99th percentile of the
+tokens a second were generated from the first arrival to the last token, and the median and the 99th percentile of the
 time to the first token, of the time of each further one, and of a request's time divided by its tokens, waiting
 included. The texts of both sides of ours must be equal, bit for bit.
 
-    python benchmarks/serving.py [--requests N] [--rate R] [--texts N] [--longest N] [--sides …] [--rounds N]
+    python benchmarks/serving.py [--requests N] [--rate R] [--sequences N] [--longest N] [--sides …] [--rounds N]
 """
 
 import argparse
@@ -132,13 +132,13 @@ class TransformersEngine:
         present = torch.tensor([[0] * (longest - len(request.prompt)) + [1] * len(request.prompt) for request in batch])
 
         def tell(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-            written = input_ids.shape[1] - longest
+            generated = input_ids.shape[1] - longest
             for row, request in enumerate(batch):
-                if written <= request.new_tokens:
+                if generated <= request.new_tokens:
                     request.listener.token(0, int(input_ids[row, -1]), None)
-                if written == request.new_tokens:
+                if generated == request.new_tokens:
                     request.listener.ended(0, "length")
-            return torch.tensor([written >= request.new_tokens for request in batch])
+            return torch.tensor([generated >= request.new_tokens for request in batch])
 
         self._reference.generate(
             tokens,
@@ -151,11 +151,13 @@ class TransformersEngine:
         )
 
 
-def make_engine(side: str, model: Any, texts_at_once: int) -> Any:
+def make_engine(side: str, model: Any, max_num_sequences: int) -> Any:
     """Make the engine of a side."""
     if side != "transformers":
         scheduler = StaticScheduler if side == "static" else Scheduler
-        limits = Limits(texts=texts_at_once, tokens=4 * texts_at_once, waiting=100_000)
+        limits = Limits(
+            max_num_sequences=max_num_sequences, max_batched_tokens=4 * max_num_sequences, max_queue=100_000
+        )
         return Engine(model, cache_tokens=CACHE_TOKENS, limits=limits, sharing=False, scheduler=scheduler)
     from transformers import AutoModelForCausalLM
 
@@ -165,14 +167,14 @@ def make_engine(side: str, model: Any, texts_at_once: int) -> Any:
         for parameter in reference.parameters():
             # Off its file, which goes with the folder.
             parameter.data = parameter.data.clone()
-    return TransformersEngine(reference, texts_at_once)
+    return TransformersEngine(reference, max_num_sequences)
 
 
-def serve_side(side: str, texts_at_once: int, ready: Connection) -> None:
+def serve_side(side: str, max_num_sequences: int, ready: Connection) -> None:
     """Serve until killed, in a process of its own."""
     torch.set_num_threads(1)
     model, tokenizer = allyouneed.load(MODEL)
-    engine = make_engine(side, model, texts_at_once)
+    engine = make_engine(side, model, max_num_sequences)
     service = Service(engine, tokenizer, name=MODEL, seconds=100_000.0)
     opened = listen("127.0.0.1", 0)
     port = opened.getsockname()[1]
@@ -202,11 +204,11 @@ async def play(port: int, trace: Sequence[Call]) -> list[Answered]:
         return list(await asyncio.gather(*(ask(client, call, began) for call in trace)))
 
 
-def run_side(side: str, texts_at_once: int, trace: Sequence[Call]) -> list[Answered]:
+def run_side(side: str, max_num_sequences: int, trace: Sequence[Call]) -> list[Answered]:
     """Start a side's server, play the trace, and end the server."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=serve_side, args=(side, texts_at_once, theirs), daemon=True)
+    process = context.Process(target=serve_side, args=(side, max_num_sequences, theirs), daemon=True)
     process.start()
     try:
         if not ours.poll(300):
@@ -218,7 +220,7 @@ def run_side(side: str, texts_at_once: int, trace: Sequence[Call]) -> list[Answe
 
 
 def tokens_a_second(answers: Sequence[Answered]) -> float:
-    """Count what was written from the first arrival to the last token."""
+    """Count what was generated from the first arrival to the last token."""
     return sum(own.call.new_tokens for own in answers) / max(own.last for own in answers)
 
 
@@ -248,7 +250,7 @@ def main() -> None:
     parser.add_argument(
         "--rate", type=float, default=4.0, help="requests a second; the default is more than all can do"
     )
-    parser.add_argument("--texts", type=int, default=16, help="the most that are written at once")
+    parser.add_argument("--sequences", type=int, default=16, help="the most that are generated at once")
     parser.add_argument("--longest", type=int, default=512, help="the most tokens of a text")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--rounds", type=int, default=1, help="each with other requests")
@@ -260,18 +262,20 @@ def main() -> None:
         mean = sum(call.new_tokens for call in trace) / len(trace)
         print(
             f"round {turn}: {len(trace)} requests, {options.rate:g} a second, texts of {mean:.0f} tokens on average "
-            f"and {options.longest} at most, at most {options.texts} at once; medians and 99th percentiles",
+            f"and {options.longest} at most, at most {options.sequences} at once; medians and 99th percentiles",
             flush=True,
         )
         answers = {}
         for side in options.sides:
-            answers[side] = run_side(side, options.texts, trace)
+            answers[side] = run_side(side, options.sequences, trace)
             print(line(side, answers[side]), flush=True)
         if "continuous" in answers and "static" in answers:
             if [own.text for own in answers["continuous"]] != [own.text for own in answers["static"]]:
                 raise SystemExit("the texts of continuous and static batching differ")
             ratio = tokens_a_second(answers["continuous"]) / tokens_a_second(answers["static"])
-            print(f"  continuous writes {ratio:.2f} times as many tokens a second as static (to be reached: {WANTED})")
+            print(
+                f"  continuous generates {ratio:.2f} times as many tokens a second as static (to be reached: {WANTED})"
+            )
 
 
 if __name__ == "__main__":

@@ -420,9 +420,9 @@ def test_serve_says_what_it_cannot_do(standins: None, tmp_path: Path) -> None:
     for arguments, message in {
         ("smollm2-135m-instruct", "--quantize", "int3"): "'int3'",
         ("smollm2-135m-instruct", "--port", "65536"): "port 65536 is out of range",
-        ("smollm2-135m-instruct", "--texts", "0"): "texts 0 is out of range",
+        ("smollm2-135m-instruct", "--max-num-sequences", "0"): "max_num_sequences 0 is out of range",
         ("smollm2-135m-instruct", "--speculate", "magic"): "speculate is 'magic'",
-        ("smollm2-135m-instruct", "--quantize", "int8", "--texts", "31"): "serve at most 30 texts at once",
+        ("smollm2-135m-instruct", "--quantize", "int8", "--max-num-sequences", "31"): "it must be at most 30",
         ("all-minilm-l6-v2",): "must be a decoder",
         (str(tmp_path / "nothing"),): "nothing",
     }.items():

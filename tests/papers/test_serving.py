@@ -93,7 +93,7 @@ def finish(engine: Engine) -> None:
         if not engine.step():
             break
     check(engine)
-    assert engine.statistics.held_blocks == engine.statistics.running == engine.statistics.waiting == 0
+    assert engine.statistics.allocated_blocks == engine.statistics.running == engine.statistics.waiting == 0
 
 
 class TestPass:
@@ -107,7 +107,7 @@ class TestPass:
         rows = prompts(3, 20)
         tables = [BlockTable(pool) for _ in rows]
         for table, row in zip(tables, rows, strict=True):
-            table.reserve(len(row))
+            table.allocate(len(row))
         given = paged_logits(
             model, cache, [Segment(row, table, len(row)) for row, table in zip(rows, tables, strict=True)]
         )
@@ -137,8 +137,8 @@ class TestPass:
                 for segment in segments:
                     if scattered:
                         # Whoever grows finds the next block taken.
-                        BlockTable(pool).reserve(1)
-                    segment.table.reserve(len(segment.tokens))
+                        BlockTable(pool).allocate(1)
+                    segment.table.allocate(len(segment.tokens))
                 parts.append(paged_logits(model, cache, segments)[others // 2])
                 for segment in segments:
                     segment.table.advance([], len(segment.tokens))
@@ -157,13 +157,13 @@ class TestPass:
     def test_quantised_maps_give_the_same_bits_too(self) -> None:
         torch.manual_seed(0)
         model = quantize_int8(Llama(LlamaConfig(VOCABULARY, 32, 2, 4, 64, context=100, initial_deviation=0.3)).eval())
-        engine = Engine(model, limits=Limits(texts=8, tokens=30))
+        engine = Engine(model, limits=Limits(max_num_sequences=8, max_batched_tokens=30))
         rows = prompts(8, 20)
         together = engine.generate(rows, new_tokens=10, sampling=GREEDY)
-        by_itself = Engine(model, limits=Limits(texts=1, tokens=7), sharing=False)
+        by_itself = Engine(model, limits=Limits(max_num_sequences=1, max_batched_tokens=7), sharing=False)
         assert together == [by_itself.generate([row], new_tokens=10, sampling=GREEDY)[0] for row in rows]
         with pytest.raises(ValueError, match="at most 31"):
-            Engine(model, limits=Limits(texts=8, tokens=64))
+            Engine(model, limits=Limits(max_num_sequences=8, max_batched_tokens=64))
 
     def test_nothing_is_read_from_blocks_that_were_another_texts(self) -> None:
         """Not even as zero times infinity."""
@@ -171,7 +171,7 @@ class TestPass:
         cache = PagedCache(model, pool)
         cache.store.fill_(torch.inf)
         table = BlockTable(pool)
-        taken, _ = table.reserve(5)
+        taken, _ = table.allocate(5)
         cache.clear(taken)
         (logits,) = paged_logits(model, cache, [Segment([1, 2, 3, 4, 5], table, 1)])
         assert bool(logits.isfinite().all())
@@ -196,7 +196,9 @@ class TestTexts:
     """Together they are what they are alone."""
 
     @pytest.mark.parametrize("kind", MODELS)
-    @pytest.mark.parametrize("limits", [Limits(), Limits(texts=3, tokens=5)], ids=["usual limits", "narrow limits"])
+    @pytest.mark.parametrize(
+        "limits", [Limits(), Limits(max_num_sequences=3, max_batched_tokens=5)], ids=["usual limits", "narrow limits"]
+    )
     def test_greedy_texts_equal_plain_generation(self, kind: str, limits: Limits) -> None:
         model, rows = MODELS[kind](), prompts(7, 40)
         texts = Engine(model, limits=limits).generate(rows, new_tokens=12, sampling=GREEDY)
@@ -216,21 +218,27 @@ class TestTexts:
         engine.submit(Request(prompt, 10, own, Sampling(), seed=2, choices=4))
         engine.step()
         # Two full blocks and one in part, held by four texts.
-        assert engine.statistics.held_blocks == 3 and engine.statistics.running == 4
+        assert engine.statistics.allocated_blocks == 3 and engine.statistics.running == 4
         engine.step()
-        assert engine.statistics.held_blocks == 6
+        assert engine.statistics.allocated_blocks == 6
         finish(engine)
         assert own.tokens == {choice: alone(tuple(prompt), 10, Sampling(), 2, choice) for choice in range(4)}
         assert own.reasons == dict.fromkeys(range(4), "length")
 
     def test_texts_that_lose_their_blocks_go_on_as_if_they_had_not(self) -> None:
         rows = prompts(6, 12)
-        engine = Engine(llama(), cache_tokens=80, block_size=8, limits=Limits(texts=6, tokens=40), sharing=False)
+        engine = Engine(
+            llama(),
+            cache_tokens=80,
+            block_size=8,
+            limits=Limits(max_num_sequences=6, max_batched_tokens=40),
+            sharing=False,
+        )
         gathered = [Gathered() for _ in rows]
         for row, own in zip(rows, gathered, strict=True):
             engine.submit(Request(row, 20, own, GREEDY))
         finish(engine)
-        assert engine.statistics.preempted >= 3
+        assert engine.statistics.preemptions >= 3
         assert [own.tokens[0] for own in gathered] == [alone(tuple(row), 20) for row in rows]
 
     def test_what_others_have_computed_is_found_again(self) -> None:
@@ -238,20 +246,20 @@ class TestTexts:
         common = (prompts(1, 60, seed=1)[0] * 40)[:36]
         first, second = [*common, 1, 2, 3], [*common, 4]
         texts = engine.generate([first], new_tokens=12, sampling=GREEDY)
-        assert engine.statistics.found == 0
+        assert engine.statistics.cache_hit_tokens == 0
         texts += engine.generate([second], new_tokens=12, sampling=GREEDY)
-        assert engine.statistics.found == 32
+        assert engine.statistics.cache_hit_tokens == 32
         # What was written is found too: the next turn of a conversation.
         longer = [*first, *texts[0], 9]
         texts += engine.generate([longer], new_tokens=12, sampling=GREEDY)
-        assert engine.statistics.found == 32 + 48
+        assert engine.statistics.cache_hit_tokens == 32 + 48
         assert texts == [alone(tuple(row), 12) for row in (first, second, longer)]
         alike = Engine(llama(), block_size=8, sharing=False)
         assert alike.generate([first, second, longer], new_tokens=12, sampling=GREEDY) == texts
-        assert alike.statistics.found == 0
+        assert alike.statistics.cache_hit_tokens == 0
 
     def test_a_batch_by_request_writes_the_same_and_waits_for_its_longest(self) -> None:
-        engine = Engine(llama(), limits=Limits(texts=2, tokens=10), scheduler=StaticScheduler)
+        engine = Engine(llama(), limits=Limits(max_num_sequences=2, max_batched_tokens=10), scheduler=StaticScheduler)
         rows, gathered = prompts(3, 9), [Gathered() for _ in range(3)]
         for row, own, new_tokens in zip(rows, gathered, (4, 30, 5), strict=True):
             engine.submit(Request(row, new_tokens, own, GREEDY))
@@ -307,7 +315,7 @@ class TestRefusals:
             ({"prompt": [-1]}, "token -1 is not in the vocabulary"),
             ({"new_tokens": 199}, "2 tokens of prompt and 199 new ones are more than the model's context of 200"),
             ({"new_tokens": 96}, "do not fit into a cache of 96 tokens"),
-            ({"choices": 17}, "17 choices are more than the 16 texts"),
+            ({"choices": 17}, "17 choices are more than max_num_sequences 16"),
         ],
     )
     def test_says_what_is_wrong(self, options: dict[str, Any], said: str) -> None:
@@ -325,7 +333,7 @@ class TestRefusals:
         assert Engine(llama()).generate([prompt], new_tokens=4, sampling=GREEDY) == [alone(tuple(prompt), 4)]
 
     def test_a_full_queue(self) -> None:
-        engine = Engine(llama(), limits=Limits(texts=1, tokens=4, waiting=2))
+        engine = Engine(llama(), limits=Limits(max_num_sequences=1, max_batched_tokens=4, max_queue=2))
         for _ in range(2):
             engine.submit(Request([1], 2, Gathered()))
         with pytest.raises(QueueFullError, match="2 requests wait already"):
@@ -336,7 +344,11 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         ("limits", "said"),
-        [({"texts": 0}, "texts 0"), ({"tokens": 16}, "no room for a prompt"), ({"waiting": 0}, "waiting 0")],
+        [
+            ({"max_num_sequences": 0}, "max_num_sequences 0"),
+            ({"max_batched_tokens": 16}, "no room for a prompt"),
+            ({"max_queue": 0}, "max_queue 0"),
+        ],
     )
     def test_limits_out_of_range(self, limits: dict[str, int], said: str) -> None:
         with pytest.raises(ValueError, match=said):
@@ -347,13 +359,13 @@ class TestRefusals:
             BlockPool(0)
         pool = BlockPool(2, 4)
         with pytest.raises(ValueError, match="no table holds it"):
-            pool.release(0)
+            pool.free(0)
         table = BlockTable(pool)
-        table.reserve(5)
+        table.allocate(5)
         with pytest.raises(ValueError, match="do not fit into 2 blocks"):
             table.advance(range(9), 9)
         with pytest.raises(ValueError, match="only an empty one"):
-            table.adopt([1])
+            table.reuse_cached([1])
         with pytest.raises(RuntimeError, match="held"):
             pool.check([])
 
@@ -362,7 +374,11 @@ class TestFailures:
     def test_an_error_in_a_pass_fails_those_in_it_and_no_others(self) -> None:
         torch.manual_seed(0)
         model = Llama(LlamaConfig(VOCABULARY, 32, 2, 4, 64, context=200, initial_deviation=0.3)).eval()
-        engine, first, second = Engine(model, limits=Limits(texts=1, tokens=8)), Gathered(), Gathered()
+        engine, first, second = (
+            Engine(model, limits=Limits(max_num_sequences=1, max_batched_tokens=8)),
+            Gathered(),
+            Gathered(),
+        )
         engine.submit(Request([1, 2], 5, first, GREEDY))
         engine.submit(Request([3], 5, second, GREEDY))
 
@@ -403,7 +419,7 @@ class TestFailures:
     def test_time_limits(self) -> None:
         now = [0.0]
         engine, late, other = (
-            Engine(llama(), limits=Limits(texts=1, tokens=4), clock=lambda: now[0]),
+            Engine(llama(), limits=Limits(max_num_sequences=1, max_batched_tokens=4), clock=lambda: now[0]),
             Gathered(),
             Gathered(),
         )
@@ -445,7 +461,7 @@ class TestThread:
         engine.stop(0.0)
         assert isinstance(own.error, StoppedError) or own.reasons == {0: "length"}
         check(engine)
-        assert engine.statistics.held_blocks == 0
+        assert engine.statistics.allocated_blocks == 0
 
     def test_a_cancelled_request_gives_its_blocks_back(self) -> None:
         engine, own = Engine(llama()), Gathered()
@@ -465,7 +481,12 @@ class Arrivals(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.engine = Engine(llama(), cache_tokens=96, block_size=4, limits=Limits(texts=4, tokens=12, waiting=5))
+        self.engine = Engine(
+            llama(),
+            cache_tokens=96,
+            block_size=4,
+            limits=Limits(max_num_sequences=4, max_batched_tokens=12, max_queue=5),
+        )
         self.asked: list[tuple[int, Request, Gathered]] = []
         self.failing = False
         self.hook = self.engine.model.norm.register_forward_pre_hook(self.fail)
@@ -482,7 +503,7 @@ class Arrivals(RuleBasedStateMachine):
                 break
         self.hook.remove()
         check(self.engine)
-        assert self.engine.statistics.held_blocks == 0
+        assert self.engine.statistics.allocated_blocks == 0
         for _, request, own in self.asked:
             assert own.error is not None or own.reasons.keys() == set(range(request.choices))
             for choice, reason in own.reasons.items():

@@ -17,7 +17,7 @@ from allyouneed.papers.serving.experiment import BLOCKS, EXPERIMENT, LOADS
 from allyouneed.papers.serving.loads import (
     Arrival,
     fill_memory,
-    full_pass_seconds,
+    full_step_seconds,
     heavy_tailed,
     play,
     service_times,
@@ -144,7 +144,7 @@ class TestLoads:
             engine = Engine(random_model(config, context_in(tmp_path, config)), limits=Limits(2, 8), **options)
             lengths = [2, 20, 2, 2, 2, 20, 2, 2]
             play(engine, [Arrival(0.0, [1], length) for length in lengths])
-            passes[scheduler] = engine.statistics.passes
+            passes[scheduler] = engine.statistics.steps
         assert passes[None] < 30 < passes[StaticScheduler]
 
     @pytest.mark.parametrize("tokens", [5, 8, 200])
@@ -156,13 +156,13 @@ class TestLoads:
         step = engine.step
 
         def counted() -> bool:
-            written = engine.statistics.written
+            written = engine.statistics.generated_tokens
             busy = step()
-            taken.append(engine.statistics.written - written)
+            taken.append(engine.statistics.generated_tokens - written)
             return busy
 
         monkeypatch.setattr(engine, "step", counted)
-        assert full_pass_seconds(engine, 40, 4, config.vocabulary) > 0
+        assert full_step_seconds(engine, 40, 4, config.vocabulary) > 0
         # The last pass lets the cancelled texts go.
         assert taken[-31:-1] == [4] * 30 and not engine.scheduler.running
 
@@ -170,8 +170,8 @@ class TestLoads:
         config = SMOKE["continuous_0.1"]
         model = random_model(config, context_in(tmp_path, config))
         engine = Engine(model, cache_tokens=256, limits=Limits(4, 8), sharing=False)
-        with pytest.raises(RuntimeError, match="of 4 texts were in the passes"):
-            full_pass_seconds(engine, 40, 4, config.vocabulary)
+        with pytest.raises(RuntimeError, match="of 4 sequences were in the steps"):
+            full_step_seconds(engine, 40, 4, config.vocabulary)
 
 
 MEMORY: dict[str, Any] = {"requests": 60, "context": 256, "contexts": 4, "means": (20.0, 40.0), "spread": 1.0}

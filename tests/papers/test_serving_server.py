@@ -83,11 +83,11 @@ class Running:
         self.hook.remove()
         assert not self.thread.is_alive()
         self.engine.pool.check([])
-        assert self.engine.statistics.held_blocks == 0
+        assert self.engine.statistics.allocated_blocks == 0
 
     def idle(self) -> bool:
         statistics = self.engine.statistics
-        return statistics.running == statistics.waiting == statistics.held_blocks == 0
+        return statistics.running == statistics.waiting == statistics.allocated_blocks == 0
 
     def chat(self, **options: Any) -> Any:
         return self.client.chat.completions.create(
@@ -121,7 +121,7 @@ def running(
 ) -> Iterator[Running]:
     server = Running(
         loaded,
-        limits=limits or Limits(texts=8, tokens=32, waiting=16),
+        limits=limits or Limits(max_num_sequences=8, max_batched_tokens=32, max_queue=16),
         seconds=seconds,
         protection=protection or Protection(body_seconds=0.5, body_bytes=100_000),
     )
@@ -261,7 +261,7 @@ BAD: list[tuple[dict[str, Any], int, str | None, str]] = [
     ({"temperature": 2.5}, 400, "temperature", "less than or equal to 2"),
     ({"temperature": float("nan")}, 400, "temperature", "finite"),
     ({"top_p": 0}, 400, "top_p", "greater than 0"),
-    ({"n": 9}, 400, None, "9 choices are more than the 8 texts"),
+    ({"n": 9}, 400, None, "9 choices are more than max_num_sequences 8"),
     ({"n": 0}, 400, "n", "greater than or equal to 1"),
     ({"stop": ["a"] * 5}, 400, "stop", "at most 4"),
     ({"stop": ""}, 400, "stop", "at least 1 character"),
@@ -349,7 +349,7 @@ class TestBadInput:
 
 class TestLimits:
     def test_a_full_queue_is_429_and_is_served_later(self, loaded: tuple[Any, Any, str]) -> None:
-        with running(loaded, limits=Limits(texts=1, tokens=8, waiting=2)) as server:
+        with running(loaded, limits=Limits(max_num_sequences=1, max_batched_tokens=8, max_queue=2)) as server:
             server.gate.clear()
             threads = [threading.Thread(target=server.still_serves) for _ in range(3)]
             for count, thread in enumerate(threads):
@@ -377,7 +377,7 @@ class TestLimits:
         connection.close()
         server.gate.set()
         eventually(server.idle)
-        assert server.engine.statistics.written < 400
+        assert server.engine.statistics.generated_tokens < 400
 
     def test_a_reader_who_does_not_read_is_cut_off(self, server: Running) -> None:
         content = body(stream=True, max_tokens=450, n=8, logprobs=True, top_logprobs=20, temperature=1, seed=3)
@@ -385,16 +385,16 @@ class TestLimits:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         connection.connect(server.address)
         connection.sendall(head(len(content)) + content)
-        before = server.engine.statistics.written
+        before = server.engine.statistics.generated_tokens
         eventually(lambda: server.engine.statistics.running == 8)
         server.still_serves()
         eventually(server.idle)
-        assert server.engine.statistics.written - before < 8 * 450
+        assert server.engine.statistics.generated_tokens - before < 8 * 450
         with closing(connection):
             assert not connection.makefile("rb").read().endswith(b"0\r\n\r\n")
 
     def test_time_limits(self, loaded: tuple[Any, Any, str]) -> None:
-        with running(loaded, limits=Limits(texts=1, tokens=8), seconds=0.4) as server:
+        with running(loaded, limits=Limits(max_num_sequences=1, max_batched_tokens=8), seconds=0.4) as server:
             first = server.chat(stream=True, max_tokens=400)
             server.gate.clear()
             timer = threading.Timer(0.6, server.gate.set)

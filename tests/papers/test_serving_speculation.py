@@ -1,4 +1,4 @@
-"""Speculation: the same greedy texts in fewer passes, and draws of the model's own distribution."""
+"""Speculation: the same greedy texts in fewer steps, and draws of the model's own distribution."""
 
 from collections import Counter
 from functools import cache
@@ -11,19 +11,19 @@ from torch import Tensor
 
 from allyouneed.papers.llama1 import Llama, LlamaConfig
 from allyouneed.papers.serving import (
+    DraftToken,
     Engine,
     Gathered,
     Limits,
     ModelDraft,
     NGramDraft,
-    Proposal,
     Request,
     accept,
 )
 from allyouneed.text import Sampling, generate, sample
 
 GREEDY = Sampling.greedy()
-LIMITS = Limits(texts=4, tokens=32, proposals=4)
+LIMITS = Limits(max_num_sequences=4, max_batched_tokens=32, max_draft_tokens=4)
 PROMPTS = [[1, 2, 3, 4] * 3, [5], [6, 7, 8, 9, 6, 7], list(range(20))]
 
 
@@ -46,22 +46,22 @@ def alone(place: int, new_tokens: int = 24) -> list[int]:
 
 class TestTexts:
     @pytest.mark.parametrize("kind", ["ngram", "draft", "itself"])
-    def test_greedy_texts_are_equal_and_take_fewer_passes(self, kind: str) -> None:
+    def test_greedy_texts_are_equal_and_take_fewer_steps(self, kind: str) -> None:
         draft = {"ngram": NGramDraft(), "draft": ModelDraft(model(1)), "itself": ModelDraft(model(0))}[kind]
         engine = Engine(model(), limits=LIMITS, draft=draft, block_size=4)
         texts = engine.generate(PROMPTS, new_tokens=24, sampling=GREEDY)
         assert texts == [alone(place) for place in range(len(PROMPTS))]
         told = engine.statistics
-        assert 0 < told.accepted <= told.proposed and told.held_blocks == 0
-        # The prompts are two passes, and then each gives a text a token more than what is accepted.
-        assert told.passes < 2 + 23
+        assert 0 < told.accepted_tokens <= told.draft_tokens and told.allocated_blocks == 0
+        # The prompts are two steps, and then each gives a text a token more than what is accepted.
+        assert told.steps < 2 + 23
         if kind == "itself":
-            assert told.accepted == told.proposed and told.passes == 2 + -(-23 // 5)
+            assert told.accepted_tokens == told.draft_tokens and told.steps == 2 + -(-23 // 5)
         # What was proposed in vain has left nothing: the next turns find blocks of what was written, and go on alike.
         longer = [[*prompt, *text, 1] for prompt, text in zip(PROMPTS, texts, strict=True)]
         plain = [generate(model(), [row], new_tokens=12, sampling=GREEDY)[0] for row in longer]
         assert engine.generate(longer, new_tokens=12, sampling=GREEDY) == plain
-        assert engine.statistics.found > 0
+        assert engine.statistics.cache_hit_tokens > 0
 
     def test_texts_end_where_they_should(self) -> None:
         engine, own = Engine(model(), limits=LIMITS, draft=ModelDraft(model())), Gathered()
@@ -89,7 +89,7 @@ class TestTexts:
                 engine.submit(Request(PROMPTS[(place + others) % 4], 20, own, Sampling(), seed=3))
             while engine.step():
                 engine.pool.check(text.table for text in engine.scheduler)
-            assert others < 4 or engine.statistics.preempted
+            assert others < 4 or engine.statistics.preemptions
             return next(own.tokens[0] for place, own in enumerate(gathered) if (place + others) % 4 == 0)
 
         assert text(0, 400) == text(4, 80)
@@ -102,7 +102,7 @@ class TestTexts:
 
     def test_a_draft_that_fails_is_done_without(self) -> None:
         class Failing(NGramDraft):
-            def propose(self, tokens: Any, most: int) -> list[Proposal]:
+            def propose(self, tokens: Any, most: int) -> list[DraftToken]:
                 raise MemoryError("no memory")
 
         engine = Engine(model(), limits=LIMITS, draft=Failing())
@@ -136,12 +136,12 @@ class TestDrafts:
         assert [own.token for own in drafting.propose(other, 4)] == expected
         assert drafting.propose([1] * 118, 4) == []
 
-    def test_drawn_proposals_say_what_they_were_drawn_from(self) -> None:
+    def test_drawn_proposals_say_what_they_were_sampled_from(self) -> None:
         drafting = ModelDraft(model(1)).begin(Sampling(0.5, top_k=5), 4, 1)
         again = ModelDraft(model(1)).begin(Sampling(0.5, top_k=5), 4, 1)
         for proposal, same in zip(drafting.propose([1, 2], 4), again.propose([1, 2], 4), strict=True):
-            assert proposal.drawn_from is not None and float(proposal.drawn_from[proposal.token]) > 0
-            assert int((proposal.drawn_from > 0).sum()) == 5
+            assert proposal.sampled_from is not None and float(proposal.sampled_from[proposal.token]) > 0
+            assert int((proposal.sampled_from > 0).sum()) == 5
             assert proposal.token == same.token
 
 
@@ -166,8 +166,8 @@ class TestDistribution:
             two = 2 if certain else int(torch.multinomial(self.DRAFT[1][one], 1, generator=generator))
             rows = torch.stack((first, second[one], third[one, two])).log()
             proposals = [
-                Proposal(one, None if certain else self.DRAFT[0]),
-                Proposal(two, None if certain else self.DRAFT[1][one]),
+                DraftToken(one, None if certain else self.DRAFT[0]),
+                DraftToken(two, None if certain else self.DRAFT[1][one]),
             ]
             taken = [one, two] if accept_all else accept(rows, proposals, Sampling(), generator)
             if len(taken) == 1:
@@ -191,7 +191,7 @@ class TestDistribution:
         rows = self.TARGET[0].log()[None].repeat(2, 1)
         likeliest = int(rows[0].argmax())
         for token in range(SIZE):
-            taken = accept(rows, [Proposal(token)], Sampling(top_k=1), torch.Generator())
+            taken = accept(rows, [DraftToken(token)], Sampling(top_k=1), torch.Generator())
             assert taken == ([likeliest, likeliest] if token == likeliest else [likeliest])
 
     def test_without_proposals_is_plain_sampling(self) -> None:
@@ -204,9 +204,9 @@ class TestDistribution:
         rows = torch.tensor([[2.0, 1.9, 0.0, 0.0]] * 3)
         seen = torch.zeros(SIZE, dtype=torch.bool)
         sampling = Sampling(0.0, repetition_penalty=1.5)
-        assert accept(rows, [Proposal(0), Proposal(1)], sampling, torch.Generator(), seen) == [0, 1, 0]
+        assert accept(rows, [DraftToken(0), DraftToken(1)], sampling, torch.Generator(), seen) == [0, 1, 0]
         assert not bool(seen.any())
 
     def test_rows_and_proposals_that_do_not_fit(self) -> None:
-        with pytest.raises(ValueError, match="1 proposals need 2 rows of logits, not 1"):
-            accept(self.TARGET[0].log()[None], [Proposal(0)], Sampling(), torch.Generator())
+        with pytest.raises(ValueError, match="1 draft tokens need 2 rows of logits, not 1"):
+            accept(self.TARGET[0].log()[None], [DraftToken(0)], Sampling(), torch.Generator())

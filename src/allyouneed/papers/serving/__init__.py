@@ -14,12 +14,13 @@ from .requests import (
     TimeLimitError,
 )
 from .scheduler import Limits, Scheduler, StaticScheduler
-from .speculation import Draft, ModelDraft, NGramDraft, Proposal, accept
+from .speculation import Draft, DraftToken, ModelDraft, NGramDraft, accept
 
 __all__ = [
     "BlockPool",
     "BlockTable",
     "Draft",
+    "DraftToken",
     "Engine",
     "Gathered",
     "Limits",
@@ -28,7 +29,6 @@ __all__ = [
     "ModelDraft",
     "NGramDraft",
     "OutOfBlocksError",
-    "Proposal",
     "QueueFullError",
     "RefusedError",
     "Request",

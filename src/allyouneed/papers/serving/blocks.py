@@ -9,20 +9,20 @@ from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
-# Of what is kept for being found again, the share that is given up when room is wanted. Several at once, so that
+# Of what is kept for later cache hits, the share that is evicted when room is wanted. Several at once, so that
 # sequences that begin then find blocks that lie side by side.
-_GIVEN_UP = 8
+_EVICTED_SHARE = 8
 
 
 class OutOfBlocksError(RuntimeError):
-    """No block is free: whoever asked must wait, or another must give up its own."""
+    """No block is free: whoever asked must wait, or another must be preempted."""
 
 
 class BlockPool:
     """All blocks of a cache, numbered from 0, and how many tables hold each.
 
     A block that no table holds is free. If its content is known by a digest it is kept as it is for as long as there
-    are others, and given up in the order of last use.
+    are others, and evicted in the order of last use.
 
     Args:
         blocks: how many there are.
@@ -47,7 +47,7 @@ class BlockPool:
         self._digest_of: dict[int, bytes] = {}
 
     @property
-    def free(self) -> int:
+    def available(self) -> int:
         """How many blocks no table holds."""
         return len(self._empty) + len(self._kept)
 
@@ -55,17 +55,17 @@ class BlockPool:
         """Count the tables that hold a block."""
         return self._holders[block]
 
-    def take(self, after: int | None = None) -> int:
+    def allocate(self, after: int | None = None) -> int:
         """Give a free block to one table.
 
         Args:
-            after: take the one after this where it is empty: what lies side by side is read without being copied.
+            after: allocate the one after this where it is empty: what lies side by side is read without being copied.
 
         Raises:
             OutOfBlocksError: every block is held.
         """
         if not self._empty:
-            self._give_up()
+            self._evict()
         if after is not None and after + 1 in self._empty:
             block = after + 1
         else:
@@ -74,19 +74,19 @@ class BlockPool:
         self._holders[block] = 1
         return block
 
-    def hold(self, block: int) -> None:
+    def share(self, block: int) -> None:
         """Count one more table that holds a block; it may have been free, and kept."""
         self._kept.pop(block, None)
         self._holders[block] += 1
 
-    def release(self, block: int) -> None:
+    def free(self, block: int) -> None:
         """Count one table less.
 
         Raises:
             ValueError: no table holds it.
         """
         if self._holders[block] < 1:
-            raise ValueError(f"block {block} is released, but no table holds it")
+            raise ValueError(f"block {block} is freed, but no table holds it")
         self._holders[block] -= 1
         if self._holders[block] == 0:
             if block in self._digest_of:
@@ -94,11 +94,11 @@ class BlockPool:
             else:
                 self._empty.add(block)
 
-    def find(self, digest: bytes) -> int | None:
+    def find_cached(self, digest: bytes) -> int | None:
         """Find the block with this content."""
         return self._block_of.get(digest)
 
-    def note(self, block: int, digest: bytes) -> None:
+    def register(self, block: int, digest: bytes) -> None:
         """Say what a full block holds. Where another block is known for the same, that one stays the known one."""
         if self.sharing and digest not in self._block_of and block not in self._digest_of:
             self._block_of[digest] = block
@@ -125,10 +125,10 @@ class BlockPool:
         if not self._kept.keys() <= self._digest_of.keys() or self._empty & self._digest_of.keys():
             raise RuntimeError("a block is kept whose content is not known, or is empty and has some")
 
-    def _give_up(self) -> None:
+    def _evict(self) -> None:
         if not self._kept:
             raise OutOfBlocksError(f"all {self.blocks} blocks are held")
-        for _ in range(-(-len(self._kept) // _GIVEN_UP)):
+        for _ in range(-(-len(self._kept) // _EVICTED_SHARE)):
             block, _ = self._kept.popitem(last=False)
             del self._block_of[self._digest_of.pop(block)]
             self._empty.add(block)
@@ -159,7 +159,7 @@ class BlockTable:
         self.length = 0
         self._digests: list[bytes] = []
 
-    def adopt(self, tokens: Sequence[int]) -> int:
+    def reuse_cached(self, tokens: Sequence[int]) -> int:
         """Begin with blocks that others have filled with the same first tokens, and say how many tokens that are.
 
         The last token is never among them: it must be computed for the logits of what follows it. Blocks that were
@@ -169,50 +169,52 @@ class BlockTable:
             ValueError: the table has blocks already.
         """
         if self.blocks:
-            raise ValueError(f"the table has {len(self.blocks)} blocks already: only an empty one can adopt others")
+            raise ValueError(
+                f"the table has {len(self.blocks)} blocks already: only an empty one can begin with cached ones"
+            )
         if not self.pool.sharing:
             return 0
         size = self.pool.size
         for start in range(0, len(tokens) - size, size):
             digest = self._next_digest(tokens[start : start + size])
-            block = self.pool.find(digest)
+            block = self.pool.find_cached(digest)
             if block is None:
                 break
-            self.pool.hold(block)
+            self.pool.share(block)
             self.blocks.append(block)
             self._digests.append(digest)
             self.length += size
         return self.length
 
-    def wanted(self, tokens: int) -> int:
-        """Count the blocks that must be taken before so many further tokens can be written."""
+    def blocks_needed(self, tokens: int) -> int:
+        """Count the blocks that must be allocated before so many further tokens can be written."""
         missing = -(-(self.length + tokens) // self.pool.size) - len(self.blocks)
         return max(0, missing) + self._writes_into_shared(tokens)
 
-    def reserve(self, tokens: int) -> tuple[list[int], list[tuple[int, int]]]:
+    def allocate(self, tokens: int) -> tuple[list[int], list[tuple[int, int]]]:
         """Make room for further tokens, which may then be written after those that there are.
 
         Returns:
-            The blocks that were taken, and pairs of blocks of which the first must be copied into the second before
+            The blocks that were allocated, and pairs of blocks of which the first must be copied into the second before
             anything is written: a block that others hold too is not written into.
 
         Raises:
             OutOfBlocksError: not enough blocks are free; nothing has changed then.
         """
-        if (wanted := self.wanted(tokens)) > self.pool.free:
-            raise OutOfBlocksError(f"{wanted} blocks are wanted and {self.pool.free} are free")
+        if (wanted := self.blocks_needed(tokens)) > self.pool.available:
+            raise OutOfBlocksError(f"{wanted} blocks are wanted and {self.pool.available} are free")
         copies = []
         if self._writes_into_shared(tokens):
             place = self.length // self.pool.size
             shared = self.blocks[place]
-            self.blocks[place] = self.pool.take(self.blocks[place - 1] if place else None)
-            self.pool.release(shared)
+            self.blocks[place] = self.pool.allocate(self.blocks[place - 1] if place else None)
+            self.pool.free(shared)
             copies.append((shared, self.blocks[place]))
-        taken = []
+        allocated = []
         while len(self.blocks) * self.pool.size < self.length + tokens:
-            taken.append(self.pool.take(self.blocks[-1] if self.blocks else None))
-            self.blocks.append(taken[-1])
-        return taken, copies
+            allocated.append(self.pool.allocate(self.blocks[-1] if self.blocks else None))
+            self.blocks.append(allocated[-1])
+        return allocated, copies
 
     def advance(self, tokens: Sequence[int], count: int) -> None:
         """Count tokens as written, and let blocks that are full now be found by others.
@@ -233,27 +235,27 @@ class BlockTable:
         while (len(self._digests) + 1) * size <= self.length:
             place = len(self._digests)
             self._digests.append(self._next_digest(tokens[place * size : (place + 1) * size]))
-            self.pool.note(self.blocks[place], self._digests[-1])
+            self.pool.register(self.blocks[place], self._digests[-1])
 
     def trim(self) -> None:
         """Give back the blocks after the last token that is counted."""
         keep = -(-self.length // self.pool.size)
         while len(self.blocks) > keep:
-            self.pool.release(self.blocks.pop())
+            self.pool.free(self.blocks.pop())
 
     def fork(self) -> "BlockTable":
         """Make a table of another sequence that begins alike; all blocks are shared until one is written into."""
         self.trim()
         other = BlockTable(self.pool)
         for block in self.blocks:
-            self.pool.hold(block)
+            self.pool.share(block)
         other.blocks, other.length, other._digests = list(self.blocks), self.length, list(self._digests)
         return other
 
-    def release(self) -> None:
+    def free(self) -> None:
         """Give back all blocks, the last first: a beginning is more often wanted again than an end."""
         while self.blocks:
-            self.pool.release(self.blocks.pop())
+            self.pool.free(self.blocks.pop())
         self.length, self._digests = 0, []
 
     def _writes_into_shared(self, tokens: int) -> bool:

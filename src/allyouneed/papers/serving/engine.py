@@ -1,4 +1,4 @@
-"""The engine: takes requests from any thread, and computes them together, pass by pass, in one."""
+"""The engine: takes requests from any thread, and computes them together, step by step, in one."""
 
 import threading
 import time
@@ -25,9 +25,9 @@ from .requests import (
     StoppedError,
     TimeLimitError,
 )
-from .scheduler import Limits, Running, Scheduler, Work
+from .sampler import SequenceSampler
+from .scheduler import Limits, ScheduledSequence, Scheduler, SequenceState
 from .speculation import Draft
-from .writing import Writing
 
 
 @dataclass(eq=False)
@@ -51,14 +51,14 @@ class Engine:
         cache_tokens: tokens whose keys and values are kept at once; rounded up to whole blocks.
         block_size: tokens of a block.
         limits: how much is done at a time.
-        draft: where proposals come from; needs `limits.proposals`.
-        sharing: whether blocks of earlier prompts and texts are found again.
+        draft: where draft tokens come from; needs `limits.max_draft_tokens`.
+        sharing: whether blocks of earlier sequences are used again.
         scheduler: decides who is computed when.
         clock: gives the time in seconds, for time limits.
 
     Raises:
-        ValueError: a model that cannot be paged, or passes of so many tokens that its quantised maps would compute them
-            in another way than fewer, so that a text would depend on others.
+        ValueError: a model that cannot be paged, or steps of so many tokens that its quantised linear layers would
+            compute them in another way than fewer, so that a sequence would depend on others.
     """
 
     def __init__(
@@ -74,28 +74,29 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ):
         limits = limits or Limits()
-        if (draft is None) != (limits.proposals == 0):
-            raise ValueError(f"{limits.proposals} proposals and draft {draft!r}: give both, or neither")
-        if (most := most_tokens(model)) is not None and limits.tokens > most:
+        if (draft is None) != (limits.max_draft_tokens == 0):
+            raise ValueError(f"{limits.max_draft_tokens} draft tokens and draft {draft!r}: give both, or neither")
+        if (most := most_tokens(model)) is not None and limits.max_batched_tokens > most:
             raise ValueError(
-                f"passes of {limits.tokens} tokens would be computed in another way than shorter ones by this model's "
-                f"quantised maps, and texts would depend on one another: at most {most}"
+                f"max_batched_tokens {limits.max_batched_tokens} is too large for this model's quantised linear "
+                "layers, which compute so many in another way than fewer, so that sequences would depend on one "
+                f"another: at most {most}"
             )
         arrange_for_inference(model.eval())
         self.model = model
         self.pool = BlockPool(-(-cache_tokens // block_size), block_size, sharing=sharing)
-        self.scheduler = scheduler(self.pool, limits, lambda text, most: self._writing[text].propose(most))
+        self.scheduler = scheduler(self.pool, limits, lambda sequence, most: self._samplers[sequence].propose(most))
         self._cache = PagedCache(model, self.pool)
         self._draft = draft
         self._vocabulary = model.vocabulary
         self._clock = clock
         self._tickets: dict[int, _Ticket] = {}
-        self._writing: dict[Running, Writing] = {}
+        self._samplers: dict[SequenceState, SequenceSampler] = {}
         # Held by whoever changes who is waiting or running, but not while the model computes.
         self._changed = threading.Condition()
         self._worker: threading.Thread | None = None
         self._stopping: StoppedError | None = None
-        self._passes = self._computed = self._written = self._proposed = self._accepted = 0
+        self._steps = self._computed = self._generated = self._drafted = self._accepted = 0
 
     @property
     def device(self) -> torch.device:
@@ -107,16 +108,16 @@ class Engine:
         """Count what was done, and what is."""
         with self._changed:
             return Statistics(
-                self._passes,
+                self._steps,
                 self._computed,
-                self.scheduler.found,
-                self._written,
-                self._proposed,
+                self.scheduler.cache_hit_tokens,
+                self._generated,
+                self._drafted,
                 self._accepted,
-                self.scheduler.preempted,
+                self.scheduler.preemptions,
                 len(self.scheduler.running),
                 len(self.scheduler.waiting),
-                self.pool.blocks - self.pool.free,
+                self.pool.blocks - self.pool.available,
                 self.pool.blocks,
             )
 
@@ -147,13 +148,13 @@ class Engine:
         return number
 
     def cancel(self, number: int) -> None:
-        """Say that nobody wants a request's texts any more; its blocks are free before the next pass."""
+        """Say that nobody wants a request's sequences any more; its blocks are free before the next step."""
         with self._changed:
             if number in self._tickets:
                 self._tickets[number].wanted = False
 
     def step(self) -> bool:
-        """Compute one pass, and say whether anything is left to do."""
+        """Compute one step, and say whether anything is left to do."""
         with self._changed:
             self._drop_unwanted()
             work = self.scheduler.step()
@@ -162,7 +163,7 @@ class Engine:
                 logits = self._compute(work)
             except Exception as error:
                 for own in work:
-                    self._fail(own.text.arrived, error)
+                    self._fail(own.sequence.arrived, error)
             else:
                 for own, given in zip(work, logits, strict=True):
                     self._go_on(own, given)
@@ -250,67 +251,69 @@ class Engine:
                 late = TimeLimitError(f"the request took longer than its {seconds} seconds")
                 self._fail(number, late if self._stopping is None or ticket.deadline >= 0 else self._stopping)
 
-    def _compute(self, work: Sequence[Work]) -> list[Float[Tensor, "_ vocabulary"]]:
-        # In this order: a block that is copied from may have been given back and taken anew since.
+    def _compute(self, work: Sequence[ScheduledSequence]) -> list[Float[Tensor, "_ vocabulary"]]:
+        # In this order: a block that is copied from may have been given back and allocated anew since.
         self._cache.copy([pair for own in work for pair in own.copies])
-        self._cache.clear([block for own in work for block in own.taken])
-        self._passes += 1
+        self._cache.clear([block for own in work for block in own.allocated])
+        self._steps += 1
         self._computed += sum(len(own.tokens) for own in work)
-        return paged_logits(self.model, self._cache, [Segment(own.tokens, own.text.table, own.wanted) for own in work])
+        return paged_logits(
+            self.model, self._cache, [Segment(own.tokens, own.sequence.table, own.wanted) for own in work]
+        )
 
-    def _go_on(self, work: Work, logits: Float[Tensor, "_ vocabulary"]) -> None:
-        """Count what was computed for a text, and write what follows."""
-        text = work.text
-        if text.arrived not in self._tickets:
+    def _go_on(self, work: ScheduledSequence, logits: Float[Tensor, "_ vocabulary"]) -> None:
+        """Count what was computed for a sequence, and append what follows."""
+        sequence = work.sequence
+        if sequence.arrived not in self._tickets:
             return
         try:
             ended = []
             if not work.wanted:
-                text.table.advance(text.tokens, len(work.tokens))
-            elif not text.written:
-                text.table.advance(text.tokens, len(work.tokens))
+                sequence.table.advance(sequence.tokens, len(work.tokens))
+            elif not sequence.generated:
+                sequence.table.advance(sequence.tokens, len(work.tokens))
                 with self._changed:
-                    texts = [text, *self.scheduler.fork(text)]
-                for own in texts:
-                    self._writing[own] = Writing(own, self._vocabulary, self._draft)
-                ended = [own for own in texts if self._write(own, logits)]
+                    sequences = [sequence, *self.scheduler.fork(sequence)]
+                for own in sequences:
+                    self._samplers[own] = SequenceSampler(own, self._vocabulary, self._draft)
+                ended = [own for own in sequences if self._append(own, logits)]
             else:
-                before = len(text.tokens)
-                ended = [text] if self._write(text, logits) else []
-                # The last token of before, and of what was proposed that which was taken over.
-                kept = min(len(text.tokens) - before, work.proposed)
-                kept -= kept > 0 and text.tokens[before + kept - 1] != work.tokens[kept]
-                self._proposed += work.proposed
+                before = len(sequence.tokens)
+                ended = [sequence] if self._append(sequence, logits) else []
+                # The last token of before, and of what was drafted, that which was accepted.
+                kept = min(len(sequence.tokens) - before, work.drafted)
+                kept -= kept > 0 and sequence.tokens[before + kept - 1] != work.tokens[kept]
+                self._drafted += work.drafted
                 self._accepted += kept
-                text.table.advance(text.tokens, 1 + kept)
+                sequence.table.advance(sequence.tokens, 1 + kept)
             with self._changed:
                 for own in ended:
                     self.scheduler.remove(own)
-                    del self._writing[own]
+                    del self._samplers[own]
         except Exception as error:
-            self._fail(text.arrived, error)
+            self._fail(sequence.arrived, error)
 
-    def _write(self, text: Running, logits: Float[Tensor, "_ vocabulary"]) -> bool:
-        """Draw tokens, add them to the text and tell them, and say whether the text has ended."""
-        request = text.request
-        for token, likelihood in self._writing[text].draw(logits):
+    def _append(self, sequence: SequenceState, logits: Float[Tensor, "_ vocabulary"]) -> bool:
+        """Sample tokens, add them to the sequence and tell them, and say whether the sequence has ended."""
+        request = sequence.request
+        for token, likelihood in self._samplers[sequence].sample(logits):
             if token in request.stop:
-                return self._end(text, "stop")
-            text.tokens.append(token)
-            self._written += 1
-            if request.listener.token(text.choice, token, likelihood) is True:
-                return self._end(text, "stop")
-            if text.left == 0:
-                return self._end(text, "length")
+                return self._end(sequence, "stop")
+            sequence.tokens.append(token)
+            self._generated += 1
+            if request.listener.token(sequence.choice, token, likelihood) is True:
+                return self._end(sequence, "stop")
+            if sequence.remaining == 0:
+                return self._end(sequence, "length")
         return False
 
-    def _end(self, text: Running, reason: FinishReason) -> Literal[True]:
-        ticket = self._tickets[text.arrived]
-        ticket.open.remove(text.choice)
+    def _end(self, sequence: SequenceState, reason: FinishReason) -> Literal[True]:
+        ticket = self._tickets[sequence.arrived]
+        ticket.open.remove(sequence.choice)
         if not ticket.open:
             with self._changed:
-                del self._tickets[text.arrived]
-        text.request.listener.ended(text.choice, reason)
+                del self._tickets[sequence.arrived]
+        sequence.request.listener.ended(sequence.choice, reason)
         return True
 
     def _fail(self, number: int, error: Exception) -> None:
@@ -320,9 +323,9 @@ class Engine:
     def _forget(self, number: int) -> _Ticket | None:
         """Give back all that a request has."""
         with self._changed:
-            for text in [text for text in self.scheduler if text.arrived == number]:
-                self.scheduler.remove(text)
-                self._writing.pop(text, None)
+            for sequence in [sequence for sequence in self.scheduler if sequence.arrived == number]:
+                self.scheduler.remove(sequence)
+                self._samplers.pop(sequence, None)
             return self._tickets.pop(number, None)
 
 

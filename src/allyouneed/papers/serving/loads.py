@@ -23,7 +23,7 @@ class Arrival:
     Attributes:
         at: when it comes, in seconds.
         prompt: its tokens.
-        new_tokens: how many are written.
+        new_tokens: how many are generated.
     """
 
     at: float
@@ -67,7 +67,7 @@ def heavy_tailed(draw: random.Random, median: float, spread: float, longest: int
 
 
 def clock_of(engine: Engine) -> Callable[[], float]:
-    """Give the clock by which passes are timed.
+    """Give the clock by which steps are timed.
 
     On a CPU it is that of the processor's own seconds, in which nothing else that the machine does is counted.
     """
@@ -97,29 +97,29 @@ def play(engine: Engine, arrivals: Sequence[Arrival]) -> list[Told]:
     return told
 
 
-def full_pass_seconds(engine: Engine, prompt: int, texts: int, vocabulary: int, passes: int = 30) -> float:
-    """Measure a pass in which every text that may be written is, and nothing else.
+def full_step_seconds(engine: Engine, prompt: int, sequences: int, vocabulary: int, steps: int = 30) -> float:
+    """Measure a step in which as many sequences are decoded as may be, and nothing else.
 
     Of a few the fastest, which what else the machine does has slowed the least.
 
     Raises:
-        RuntimeError: not all texts were in these passes, so that they were not full.
+        RuntimeError: not all sequences were in these steps, so that they were not full.
     """
     draw = random.Random(0)
-    # The first texts are written while the last prompts are still being read, and must not end before.
-    reading = math.ceil(texts * prompt / (engine.scheduler.limits.tokens - texts))
-    room = reading + 2 * passes
-    arrivals = [Arrival(0.0, [draw.randrange(vocabulary) for _ in range(prompt)], room) for _ in range(texts)]
+    # The first sequences are decoded while the last prompts are still being read, and must not end before.
+    reading = math.ceil(sequences * prompt / (engine.scheduler.limits.max_batched_tokens - sequences))
+    room = reading + 2 * steps
+    arrivals = [Arrival(0.0, [draw.randrange(vocabulary) for _ in range(prompt)], room) for _ in range(sequences)]
     numbers = [engine.submit(Request(own.prompt, own.new_tokens, Gathered(), _GREEDY)) for own in arrivals]
-    while engine.scheduler.waiting or any(text.to_prefill for text in engine.scheduler.running):
+    while engine.scheduler.waiting or any(sequence.to_prefill for sequence in engine.scheduler.running):
         engine.step()
     clock, seconds = clock_of(engine), []
-    for _ in range(passes):
+    for _ in range(steps):
         began = clock()
         engine.step()
         seconds.append(clock() - began)
-    if len(engine.scheduler.running) < texts:
-        raise RuntimeError(f"only {len(engine.scheduler.running)} of {texts} texts were in the passes that were timed")
+    if (running := len(engine.scheduler.running)) < sequences:
+        raise RuntimeError(f"only {running} of {sequences} sequences were in the steps that were timed")
     for number in numbers:
         engine.cancel(number)
     engine.step()
@@ -129,8 +129,8 @@ def full_pass_seconds(engine: Engine, prompt: int, texts: int, vocabulary: int, 
 def service_times(told: Sequence[Told]) -> dict[str, float]:
     """Say how fast a load was served, in seconds.
 
-    `first` is the time to the first token, `further` that of each later one of a text on average, `whole` a request's
-    time divided by its tokens, waiting included (Orca's normalised latency), and `pause` what lies between two tokens.
+    `first` is the time to the first token, `further` that of each later one on average, `whole` a request's time
+    divided by its tokens, waiting included (Orca's normalised latency), and `pause` what lies between two tokens.
     """
     measures = {
         "first": [own.times[0] - own.arrival.at for own in told],
@@ -153,45 +153,47 @@ def fill_memory(
 ) -> Mapping[str, float]:
     """Serve requests that are all there from the beginning, without a model, and count what the blocks hold.
 
-    Averages are over the passes in which someone still waits, so that memory is the limit. Blocks of a whole context
-    are what a server reserves that gives each text room for the longest one.
+    Averages are over the steps in which someone still waits, so that memory is the limit. Blocks of a whole context
+    are what a server reserves that gives each sequence room for the longest one.
 
     Args:
         seed: of the lengths.
         requests: how many there are.
-        context: the most tokens of a prompt and its text together.
+        context: the most tokens of a prompt and its continuation together.
         contexts: the memory, in so many contexts.
         block: tokens of a block.
-        means: of the lengths of prompts and texts, before they are cut to the context.
+        means: of the lengths of prompts and continuations, before they are cut to the context.
         spread: standard deviation of their logarithms.
     """
     draw = random.Random(seed)
     pool = BlockPool(contexts * context // block, block, sharing=False)
-    scheduler = Scheduler(pool, Limits(texts=requests, tokens=requests + contexts * context, waiting=requests))
+    scheduler = Scheduler(
+        pool, Limits(max_num_sequences=requests, max_batched_tokens=requests + contexts * context, max_queue=requests)
+    )
     for _ in range(requests):
         # The median of such lengths lies below their mean.
         prompt, new_tokens = (
             heavy_tailed(draw, mean * math.exp(-(spread**2) / 2), spread, context // 2) for mean in means
         )
         scheduler.add(Request([0] * prompt, new_tokens, Gathered()))
-    passes = held = used = running = 0
+    steps = held = used = running = 0
     while len(scheduler):
         crowded = bool(scheduler.waiting)
         for work in scheduler.step():
-            text = work.text
-            text.table.advance(text.tokens, len(work.tokens))
+            sequence = work.sequence
+            sequence.table.advance(sequence.tokens, len(work.tokens))
             if work.wanted:
-                text.tokens.append(0)
+                sequence.tokens.append(0)
         if crowded and scheduler.waiting:
-            passes += 1
-            held += (pool.blocks - pool.free) * block
-            used += sum(text.table.length for text in scheduler.running)
+            steps += 1
+            held += (pool.blocks - pool.available) * block
+            used += sum(sequence.table.length for sequence in scheduler.running)
             running += len(scheduler.running)
-        for text in [text for text in scheduler.running if text.left == 0]:
-            scheduler.remove(text)
+        for sequence in [own for own in scheduler.running if own.remaining == 0]:
+            scheduler.remove(sequence)
     return {
         "waste": 1 - used / held,
-        "texts_at_once": running / passes,
-        "passes": passes,
-        "preempted": scheduler.preempted,
+        "texts_at_once": running / steps,
+        "passes": steps,
+        "preempted": scheduler.preemptions,
     }

@@ -232,9 +232,9 @@ def bytes_per_token(model: Decoder) -> int:
 
 
 def most_tokens(model: Decoder) -> int | None:
-    """Give the most tokens of a pass that quantised maps compute one like the other; None where there are none."""
-    maps = [module for module in model.modules() if isinstance(module, (Int4Linear, Int8Linear))]
-    return min((own.many - 1 for own in maps if own.kernel == "packed 4-bit"), default=None)
+    """Give the most tokens of a pass that quantised linear layers compute alike; None where there are none."""
+    quantised = [module for module in model.modules() if isinstance(module, (Int4Linear, Int8Linear))]
+    return min((own.many - 1 for own in quantised if own.kernel == "packed 4-bit"), default=None)
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ from typing import Literal, Protocol, runtime_checkable
 from allyouneed.text import Sampling
 
 FinishReason = Literal["stop", "length", "cancelled"]
-"""Why a text ended: a stop token or whoever listens said so, it has all tokens that it may have, or nobody wants it."""
+"""Why a sequence ended: a stop token or whoever listens said so, it has all its tokens, or nobody wants it."""
 
 
 class RefusedError(ValueError):
@@ -44,15 +44,15 @@ class Listener(Protocol):
     """Who is told what becomes of a request, from the engine's thread: what it does should be quick."""
 
     def token(self, choice: int, token: int, likelihood: LogProbabilities | None) -> object:
-        """Take a token of one of the texts; True ends that text here."""
+        """Take a token of one of the sequences; True ends it here."""
         ...
 
     def ended(self, choice: int, reason: FinishReason) -> None:
-        """Hear that a text has ended."""
+        """Hear that a sequence has ended."""
         ...
 
     def failed(self, error: Exception) -> None:
-        """Hear that no more will come of any of the texts; those that have ended stay as they are."""
+        """Hear that no more will come of any of the sequences; those that have ended stay as they are."""
         ...
 
 
@@ -62,12 +62,12 @@ class Request:
 
     Attributes:
         prompt: its tokens; at least one.
-        new_tokens: the most tokens of each text.
+        new_tokens: the most tokens of each sequence.
         listener: is told what comes.
-        sampling: how tokens are drawn.
-        stop: tokens that end a text and are not told.
-        seed: of all draws; each choice has a generator of its own, the one that `text.generate` gives this row.
-        choices: how many texts are wanted.
+        sampling: how tokens are sampled.
+        stop: tokens that end a sequence and are not told.
+        seed: of what is sampled; each choice has a generator of its own, the one that `text.generate` gives this row.
+        choices: how many sequences are wanted.
         likeliest: tell how likely tokens were, and this many of the likeliest besides; nothing where None.
         seconds: the longest that all of it may take, waiting included; no limit where None.
 
@@ -133,27 +133,27 @@ class Statistics:
     """What an engine has done, and does.
 
     Attributes:
-        passes: times that the model was computed.
-        computed: tokens in these passes.
-        found: tokens of prompts that were not computed, because their blocks were found.
-        written: tokens of texts.
-        proposed: tokens that were proposed for them.
-        accepted: proposals that were accepted.
-        preempted: times that a text gave up its blocks.
-        running: texts that are being computed.
-        waiting: texts that wait.
-        held_blocks: blocks that texts hold.
-        blocks: all blocks.
+        steps: times that the model was computed.
+        computed_tokens: tokens in these steps.
+        cache_hit_tokens: tokens that were not computed, because their blocks were in the cache.
+        generated_tokens: of all sequences.
+        draft_tokens: proposed for them.
+        accepted_tokens: draft tokens that were accepted.
+        preemptions: times that a sequence lost its blocks to another.
+        running: sequences that are being computed.
+        waiting: sequences that wait.
+        allocated_blocks: blocks that sequences hold.
+        total_blocks: all blocks.
     """
 
-    passes: int
-    computed: int
-    found: int
-    written: int
-    proposed: int
-    accepted: int
-    preempted: int
+    steps: int
+    computed_tokens: int
+    cache_hit_tokens: int
+    generated_tokens: int
+    draft_tokens: int
+    accepted_tokens: int
+    preemptions: int
     running: int
     waiting: int
-    held_blocks: int
-    blocks: int
+    allocated_blocks: int
+    total_blocks: int

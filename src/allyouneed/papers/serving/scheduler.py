@@ -1,4 +1,4 @@
-"""Who is computed in the next pass: scheduling by iteration (Orca), chunked prompts (SARATHI), preemption (vLLM).
+"""Who is computed in the next step: scheduling by iteration (Orca), chunked prompts (SARATHI), preemption (vLLM).
 
 Again without tensors: a scheduler decides, takes blocks, and counts.
 """
@@ -13,14 +13,14 @@ from .requests import QueueFullError, RefusedError, Request
 
 
 @dataclass(eq=False)
-class Running:
-    """One text of a request, from the time it waits.
+class SequenceState:
+    """One sequence of a request, from the time it waits.
 
     Attributes:
         request: what was asked.
-        choice: which of its texts this is.
+        choice: which of its sequences this is.
         arrived: the request's place in the order of arrival.
-        tokens: the prompt, and what was written after it.
+        tokens: the prompt, and what was generated after it.
         table: where keys and values lie.
         stands_for_all: whether the other choices are still to be forked from this one, once the prompt is computed.
     """
@@ -33,52 +33,52 @@ class Running:
     stands_for_all: bool = False
 
     @property
-    def written(self) -> int:
+    def generated(self) -> int:
         """How many tokens were added to the prompt."""
         return len(self.tokens) - len(self.request.prompt)
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """How many tokens may still be added."""
-        return self.request.new_tokens - self.written
+        return self.request.new_tokens - self.generated
 
     @property
     def to_come(self) -> int:
-        """How many tokens may still be computed for it; the last that is written never is."""
+        """How many tokens may still be computed for it; the last that is generated never is."""
         return len(self.request.prompt) + self.request.new_tokens - 1 - self.table.length
 
     @property
     def to_prefill(self) -> int:
-        """How many tokens are to be computed in pieces before the text is written, or goes on.
+        """How many tokens are to be computed in pieces before the first is generated, or the sequence goes on.
 
-        Without the last one where any was written: a text that lost its blocks then goes on as if it had not.
+        Without the last one where any was generated: a sequence that lost its blocks then goes on as if it had not.
         """
-        return len(self.tokens) - (1 if self.written else 0) - self.table.length
+        return len(self.tokens) - (1 if self.generated else 0) - self.table.length
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a pass does for one text.
+class ScheduledSequence:
+    """What a step does for one sequence.
 
     Attributes:
-        text: whose tokens they are.
-        tokens: to be computed, proposals last.
-        proposed: how many of them are proposals.
+        sequence: whose tokens they are.
+        tokens: to be computed, draft tokens last.
+        drafted: how many of them are draft tokens.
         wanted: how many of the last ones' logits are wanted.
-        taken: blocks that were taken for them.
+        allocated: blocks that were allocated for them.
         copies: blocks to be copied before, from and to.
     """
 
-    text: Running
+    sequence: SequenceState
     tokens: Sequence[int]
-    proposed: int
+    drafted: int
     wanted: int
-    taken: Sequence[int]
+    allocated: Sequence[int]
     copies: Sequence[tuple[int, int]]
 
 
-Propose = Callable[[Running, int], Sequence[int]]
-"""Gives tokens that may follow a text, no more than a number."""
+ProposeDraft = Callable[[SequenceState, int], Sequence[int]]
+"""Gives tokens that may follow a sequence, no more than a number."""
 
 
 @dataclass(frozen=True)
@@ -86,69 +86,75 @@ class Limits:
     """How much is done at a time.
 
     Attributes:
-        texts: how many are written at once.
-        tokens: of a pass; what texts that are being written leave of it is for prompts.
-        waiting: how many requests may wait before further ones are refused.
-        proposals: the most tokens that are proposed for a text in a pass.
+        max_num_sequences: how many are generated at once.
+        max_batched_tokens: of a step; what sequences that are decoded leave of it is for prompts.
+        max_queue: how many requests may wait before further ones are refused.
+        max_draft_tokens: the most draft tokens of a sequence in a step.
 
     Raises:
-        ValueError: numbers out of range, or passes with no room for prompts.
+        ValueError: numbers out of range, or steps with no room for prompts.
     """
 
-    texts: int = 16
-    tokens: int = 64
-    waiting: int = 256
-    proposals: int = 0
+    max_num_sequences: int = 16
+    max_batched_tokens: int = 64
+    max_queue: int = 256
+    max_draft_tokens: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("texts", 1), ("tokens", 1), ("waiting", 1), ("proposals", 0)):
+        for name, least in (
+            ("max_num_sequences", 1),
+            ("max_batched_tokens", 1),
+            ("max_queue", 1),
+            ("max_draft_tokens", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} {getattr(self, name)} is out of range: it must be at least {least}")
-        if self.tokens <= self.texts * (1 + self.proposals):
+        decoded = self.max_num_sequences * (1 + self.max_draft_tokens)
+        if self.max_batched_tokens <= decoded:
             raise ValueError(
-                f"a pass of {self.tokens} tokens has no room for a prompt beside {self.texts} texts with "
-                f"{self.proposals} proposals each: it must have more than {self.texts * (1 + self.proposals)}"
+                f"max_batched_tokens {self.max_batched_tokens} leaves no room for a prompt beside max_num_sequences "
+                f"{self.max_num_sequences} with max_draft_tokens {self.max_draft_tokens}: it must be above {decoded}"
             )
 
 
 class Scheduler:
-    """Decides anew before each pass who is in it.
+    """Decides anew before each step who is in it.
 
-    Every text that is being written gets its next token; what is left of a pass is filled with pieces of prompts, and
-    who has waited longest is let in as soon as there is room. Where blocks run out, the text that came last gives up
-    its own and waits, in front: it is computed again later, as far as its blocks are not found again.
+    Every sequence whose prompt is computed gets its next token; what is left of a step is filled with chunks of
+    prompts, and who has waited longest is admitted as soon as there is room. Where blocks run out, the sequence that
+    came last is preempted and waits, in front: it is computed again later, as far as its blocks are not in the cache.
 
     Args:
         pool: owns the blocks.
         limits: how much is done at a time.
-        propose: gives proposals; none where None.
+        propose: gives draft tokens; none where None.
 
     Attributes:
         waiting: who is not in yet, in the order of arrival.
         running: who is.
-        preempted: how often a text gave up its blocks.
-        found: how many tokens were not computed, because their blocks were found.
+        preemptions: how often a sequence lost its blocks to another.
+        cache_hit_tokens: how many tokens were not computed, because their blocks were in the cache.
     """
 
-    def __init__(self, pool: BlockPool, limits: Limits, propose: Propose | None = None):
+    def __init__(self, pool: BlockPool, limits: Limits, propose: ProposeDraft | None = None):
         self.pool = pool
         self.limits = limits
-        self.waiting: deque[Running] = deque()
-        self.running: list[Running] = []
-        self.preempted = 0
-        self.found = 0
+        self.waiting: deque[SequenceState] = deque()
+        self.running: list[SequenceState] = []
+        self.preemptions = 0
+        self.cache_hit_tokens = 0
         self._propose = propose
         self._arrivals = itertools.count()
 
-    def __iter__(self) -> Iterator[Running]:
-        """Go through all texts, running or waiting."""
+    def __iter__(self) -> Iterator[SequenceState]:
+        """Go through all sequences, running or waiting."""
         return iter([*self.running, *self.waiting])
 
     def __len__(self) -> int:
-        """Count all texts."""
+        """Count all sequences."""
         return len(self.running) + len(self.waiting)
 
-    def add(self, request: Request) -> Running:
+    def add(self, request: Request) -> SequenceState:
         """Let a request wait.
 
         Raises:
@@ -162,120 +168,126 @@ class Scheduler:
                 f"{len(request.prompt)} tokens of prompt and {request.new_tokens} new ones do not fit into a cache "
                 f"of {room} tokens"
             )
-        if request.choices > self.limits.texts:
+        if request.choices > self.limits.max_num_sequences:
             raise RefusedError(
-                f"{request.choices} choices are more than the {self.limits.texts} texts that are written at once"
+                f"{request.choices} choices are more than max_num_sequences {self.limits.max_num_sequences}"
             )
-        if sum(text.stands_for_all for text in self.waiting) >= self.limits.waiting:
-            raise QueueFullError(f"{self.limits.waiting} requests wait already: try again later")
-        text = Running(request, 0, next(self._arrivals), list(request.prompt), BlockTable(self.pool), True)
-        self.waiting.append(text)
-        return text
+        if sum(sequence.stands_for_all for sequence in self.waiting) >= self.limits.max_queue:
+            raise QueueFullError(f"{self.limits.max_queue} requests wait already: try again later")
+        sequence = SequenceState(request, 0, next(self._arrivals), list(request.prompt), BlockTable(self.pool), True)
+        self.waiting.append(sequence)
+        return sequence
 
-    def remove(self, text: Running) -> None:
-        """Forget a text and give its blocks back; one that is not here is forgotten already."""
-        text.table.release()
-        for texts in (self.running, self.waiting):
-            if text in texts:
-                texts.remove(text)
+    def remove(self, sequence: SequenceState) -> None:
+        """Forget a sequence and give its blocks back; one that is not here is forgotten already."""
+        sequence.table.free()
+        for sequences in (self.running, self.waiting):
+            if sequence in sequences:
+                sequences.remove(sequence)
 
-    def fork(self, text: Running) -> list[Running]:
-        """Begin the other choices of a text whose prompt is computed, from the same blocks."""
-        text.stands_for_all = False
+    def fork(self, sequence: SequenceState) -> list[SequenceState]:
+        """Begin the other choices of a sequence whose prompt is computed, from the same blocks."""
+        sequence.stands_for_all = False
         others = [
-            Running(text.request, choice, text.arrived, list(text.tokens), text.table.fork())
-            for choice in range(1, text.request.choices)
+            SequenceState(sequence.request, choice, sequence.arrived, list(sequence.tokens), sequence.table.fork())
+            for choice in range(1, sequence.request.choices)
         ]
         self.running.extend(others)
         return others
 
-    def step(self) -> list[Work]:
-        """Decide who is in the next pass, and take the blocks for it."""
-        work: list[Work] = []
-        left = self.limits.tokens
-        for text in sorted(self.running, key=_order):
+    def step(self) -> list[ScheduledSequence]:
+        """Decide who is in the next step, and allocate the blocks for it."""
+        work: list[ScheduledSequence] = []
+        budget = self.limits.max_batched_tokens
+        for sequence in sorted(self.running, key=_order):
             # One may have given up its place for another.
-            if text in self.running and text.to_prefill == 0:
-                left -= self._write(text, work)
-        for text in sorted(self.running, key=_order):
-            if left and text in self.running and text.to_prefill > 0:
-                left -= self._prefill(text, left, work)
-        while left and (entered := self._let_in()) is not None:
-            # A text that finds all its blocks goes on in the next pass.
+            if sequence in self.running and sequence.to_prefill == 0:
+                budget -= self._decode(sequence, work)
+        for sequence in sorted(self.running, key=_order):
+            if budget and sequence in self.running and sequence.to_prefill > 0:
+                budget -= self._prefill(sequence, budget, work)
+        while budget and (entered := self._admit()) is not None:
+            # A sequence whose blocks are all in the cache goes on in the next step.
             if entered.to_prefill > 0:
-                left -= self._prefill(entered, left, work)
+                budget -= self._prefill(entered, budget, work)
         return work
 
-    def _write(self, text: Running, work: list[Work]) -> int:
-        most = min(self.limits.proposals, text.left - 1)
-        proposals = list(self._propose(text, most)) if self._propose is not None and most > 0 else []
-        return self._take(text, [text.tokens[-1], *proposals], len(proposals), 1 + len(proposals), work)
+    def _decode(self, sequence: SequenceState, work: list[ScheduledSequence]) -> int:
+        most = min(self.limits.max_draft_tokens, sequence.remaining - 1)
+        draft_tokens = list(self._propose(sequence, most)) if self._propose is not None and most > 0 else []
+        return self._schedule(
+            sequence, [sequence.tokens[-1], *draft_tokens], len(draft_tokens), 1 + len(draft_tokens), work
+        )
 
-    def _prefill(self, text: Running, left: int, work: list[Work]) -> int:
-        start, count = text.table.length, min(text.to_prefill, left)
-        wanted = int(count == text.to_prefill and not text.written)
-        return self._take(text, text.tokens[start : start + count], 0, wanted, work)
+    def _prefill(self, sequence: SequenceState, budget: int, work: list[ScheduledSequence]) -> int:
+        start, count = sequence.table.length, min(sequence.to_prefill, budget)
+        wanted = int(count == sequence.to_prefill and not sequence.generated)
+        return self._schedule(sequence, sequence.tokens[start : start + count], 0, wanted, work)
 
-    def _take(self, text: Running, tokens: Sequence[int], proposed: int, wanted: int, work: list[Work]) -> int:
-        """Take the blocks for a text's tokens, from those who came later where none are free."""
-        while text.table.wanted(len(tokens)) > self.pool.free:
+    def _schedule(
+        self, sequence: SequenceState, tokens: Sequence[int], drafted: int, wanted: int, work: list[ScheduledSequence]
+    ) -> int:
+        """Allocate the blocks for a sequence's tokens, from those who came later where none are free."""
+        while sequence.table.blocks_needed(len(tokens)) > self.pool.available:
             last = max(self.running, key=_order)
             self._preempt(last, work)
-            if last is text:
+            if last is sequence:
                 return 0
-        taken, copies = text.table.reserve(len(tokens))
-        work.append(Work(text, tokens, proposed, wanted, taken, copies))
+        allocated, copies = sequence.table.allocate(len(tokens))
+        work.append(ScheduledSequence(sequence, tokens, drafted, wanted, allocated, copies))
         return len(tokens)
 
-    def _preempt(self, text: Running, work: list[Work]) -> None:
-        self.preempted += 1
-        self.running.remove(text)
+    def _preempt(self, sequence: SequenceState, work: list[ScheduledSequence]) -> None:
+        self.preemptions += 1
+        self.running.remove(sequence)
         # It came after all that run, and before all that wait.
-        self.waiting.appendleft(text)
-        work[:] = [own for own in work if own.text is not text]
-        text.table.release()
+        self.waiting.appendleft(sequence)
+        work[:] = [own for own in work if own.sequence is not sequence]
+        sequence.table.free()
 
-    def _let_in(self) -> Running | None:
+    def _admit(self) -> SequenceState | None:
         if not self.waiting:
             return None
-        text = self.waiting[0]
-        if sum(map(_places, self.running)) + _places(text) > self.limits.texts:
+        sequence = self.waiting[0]
+        if sum(map(_places, self.running)) + _places(sequence) > self.limits.max_num_sequences:
             return None
-        found = text.table.adopt(text.tokens)
-        # Room for whole prompts, and a block for each that will want another, so that who comes in does not push others
-        # out at once.
-        wanted = sum(own.table.wanted(own.to_prefill + 1) for own in (text, *self.running) if own.to_prefill > 0)
-        wanted += sum(own.table.wanted(own.to_come) > 0 for own in self.running)
-        if wanted > self.pool.free and self.running:
-            text.table.release()
+        hits = sequence.table.reuse_cached(sequence.tokens)
+        # Room for whole prompts, and a block for each that will want another, so that who is admitted does not preempt
+        # others at once.
+        wanted = sum(
+            own.table.blocks_needed(own.to_prefill + 1) for own in (sequence, *self.running) if own.to_prefill > 0
+        )
+        wanted += sum(own.table.blocks_needed(own.to_come) > 0 for own in self.running)
+        if wanted > self.pool.available and self.running:
+            sequence.table.free()
             return None
-        self.found += found
+        self.cache_hit_tokens += hits
         self.running.append(self.waiting.popleft())
-        return text
+        return sequence
 
 
 class StaticScheduler(Scheduler):
-    """Scheduling by request, as servers did before: a batch is kept together until its longest text is done.
+    """Scheduling by request, as servers did before: a batch is kept together until its longest sequence is done.
 
     Whoever waits when a batch is done makes up the next. Texts that have ended are not computed further, and tokens are
     told as they come; both are kinder than servers of that kind were.
     """
 
-    def step(self) -> list[Work]:
-        """Decide who is in the next pass: nobody new while anybody is in it."""
+    def step(self) -> list[ScheduledSequence]:
+        """Decide who is in the next step: nobody new while anybody is in it."""
         if not self.running:
-            while super()._let_in() is not None:
+            while super()._admit() is not None:
                 pass
         return super().step()
 
-    def _let_in(self) -> None:
+    def _admit(self) -> None:
         return None
 
 
-def _places(text: Running) -> int:
-    """Count the texts that one stands for."""
-    return text.request.choices if text.stands_for_all else 1
+def _places(sequence: SequenceState) -> int:
+    """Count the sequences that one stands for."""
+    return sequence.request.choices if sequence.stands_for_all else 1
 
 
-def _order(text: Running) -> tuple[int, int]:
-    return text.arrived, text.choice
+def _order(sequence: SequenceState) -> tuple[int, int]:
+    return sequence.arrived, sequence.choice

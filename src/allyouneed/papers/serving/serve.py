@@ -27,12 +27,12 @@ class ServeConfig:
         host: the address; this machine's own alone by default.
         port: 0 takes any free one.
         api_key: what clients must send; nothing where None.
-        texts: how many are written at once.
-        waiting: requests that may wait before further ones are refused.
+        max_num_sequences: how many are generated at once.
+        max_queue: requests that may wait before further ones are refused.
         cache_megabytes: memory for keys and values.
         seconds: the longest that a request may take.
         finish_seconds: how long answers may take to be finished after SIGTERM.
-        speculate: "ngram" proposes what followed the same tokens before; None proposes nothing.
+        speculate: "ngram" takes as draft tokens what followed the same tokens before; None speculates nothing.
         threads: of torch.
 
     Raises:
@@ -42,8 +42,8 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str | None = None
-    texts: int = 16
-    waiting: int = 256
+    max_num_sequences: int = 16
+    max_queue: int = 256
     cache_megabytes: int = 512
     seconds: float = 300.0
     finish_seconds: float = 30.0
@@ -51,7 +51,13 @@ class ServeConfig:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("port", 0), ("texts", 1), ("waiting", 1), ("cache_megabytes", 1), ("threads", 1)):
+        for name, least in (
+            ("port", 0),
+            ("max_num_sequences", 1),
+            ("max_queue", 1),
+            ("cache_megabytes", 1),
+            ("threads", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} {getattr(self, name)} is out of range: it must be at least {least}")
         for name in ("seconds", "finish_seconds"):
@@ -69,15 +75,16 @@ def make_engine(model: Decoder, config: ServeConfig) -> Engine:
     """Make the engine that a configuration wants.
 
     Raises:
-        ValueError: a cache of less than a block, or a model that cannot be served with so many texts at once.
+        ValueError: a cache of less than a block, or a model that cannot be served with so many sequences at once.
     """
-    proposals = 4 if config.speculate else 0
-    written = config.texts * (1 + proposals)
-    tokens = min(max(64, 2 * written), most_tokens(model) or math.inf)
-    if tokens <= written:
+    draft_tokens = 4 if config.speculate else 0
+    decoded = config.max_num_sequences * (1 + draft_tokens)
+    tokens = min(max(64, 2 * decoded), most_tokens(model) or math.inf)
+    if tokens <= decoded:
         raise ValueError(
-            f"{config.texts} texts with {proposals} proposals each are too many for this model's quantised maps, which "
-            f"take at most {tokens} tokens at a time: serve at most {(tokens - 1) // (1 + proposals)} texts at once"
+            f"max_num_sequences {config.max_num_sequences} with {draft_tokens} draft tokens each are too many for this "
+            f"model's quantised linear layers, which take at most {tokens} tokens at a time: it must be at most "
+            f"{(tokens - 1) // (1 + draft_tokens)}"
         )
     each = bytes_per_token(model)
     cache_tokens = config.cache_megabytes * 1_000_000 // each
@@ -86,13 +93,13 @@ def make_engine(model: Decoder, config: ServeConfig) -> Engine:
             f"{config.cache_megabytes} MB hold the keys and values of {cache_tokens} tokens, {each} bytes each: "
             f"there must be room for at least {_BLOCK}"
         )
-    limits = Limits(config.texts, int(tokens), config.waiting, proposals)
+    limits = Limits(config.max_num_sequences, int(tokens), config.max_queue, draft_tokens)
     return Engine(
         model,
         cache_tokens=cache_tokens // _BLOCK * _BLOCK,
         block_size=_BLOCK,
         limits=limits,
-        draft=NGramDraft() if proposals else None,
+        draft=NGramDraft() if draft_tokens else None,
     )
 
 
@@ -115,7 +122,7 @@ def serve(
         name: by which requests ask for it.
         chat_template: Jinja source; without one, there are no chats.
         variables: what the template may use.
-        stop: tokens that end a text.
+        stop: tokens that end an answer.
         config: how it is served.
         say: is told where the server is.
 
@@ -129,7 +136,7 @@ def serve(
 
     config = config or ServeConfig()
     if not isinstance(model, Decoder):
-        raise ValueError(f"{name} is a {type(model).__name__}: what is served must be a decoder, which writes text")
+        raise ValueError(f"{name} is a {type(model).__name__}: what is served must be a decoder, which generates text")
     torch.set_num_threads(config.threads)
     template = None if chat_template is None else ChatTemplate(chat_template, tokenizer, variables)
     engine = make_engine(model, config)

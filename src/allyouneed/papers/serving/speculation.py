@@ -1,7 +1,7 @@
-"""Speculative decoding: cheap proposals, scored by the model in one pass, so that what is written has its distribution.
+"""Speculative decoding: cheap draft tokens, verified by the model in one forward pass, which keeps its distribution.
 
-Sources: Leviathan, Kalman & Matias 2023 (arXiv:2211.17192), algorithm 1; Chen et al. 2023 (arXiv:2302.01318). Proposals
-by looking for earlier occurrences of the last tokens: Saxena 2023 ("prompt lookup decoding").
+Sources: Leviathan, Kalman & Matias 2023 (arXiv:2211.17192), algorithm 1; Chen et al. 2023 (arXiv:2302.01318). Draft
+tokens by looking for earlier occurrences of the last tokens: Saxena 2023 ("prompt lookup decoding").
 """
 
 from collections.abc import Sequence
@@ -18,38 +18,38 @@ from allyouneed.text.generation import row_generator
 
 
 @dataclass(frozen=True)
-class Proposal:
+class DraftToken:
     """A token that may come next.
 
     Attributes:
         token: its id.
-        drawn_from: the distribution q that it was drawn from; None where it was not drawn but certain.
+        sampled_from: the distribution q that it was sampled from; None where it is certain.
     """
 
     token: int
-    drawn_from: Float[Tensor, " vocabulary"] | None = None
+    sampled_from: Float[Tensor, " vocabulary"] | None = None
 
 
 @runtime_checkable
-class Drafting(Protocol):
-    """Proposals for one text, which may keep what it computed for it."""
+class DraftSession(Protocol):
+    """Draft tokens for one sequence, which may keep what it computed for it."""
 
-    def propose(self, tokens: Sequence[int], most: int) -> list[Proposal]:
+    def propose(self, tokens: Sequence[int], most: int) -> list[DraftToken]:
         """Give tokens that may follow, at most so many; what is given depends on the tokens alone."""
         ...
 
 
 @runtime_checkable
 class Draft(Protocol):
-    """Where proposals come from."""
+    """Where draft tokens come from."""
 
-    def begin(self, sampling: Sampling, seed: int, row: int) -> Drafting:
-        """Begin with a text that is drawn so."""
+    def begin(self, sampling: Sampling, seed: int, row: int) -> DraftSession:
+        """Begin with a sequence that is sampled so."""
         ...
 
 
 class NGramDraft:
-    """Proposes what followed the last time that the last tokens stood in the text.
+    """Proposes what followed the last time that the last tokens stood in the sequence.
 
     Args:
         longest: how many of the last tokens are looked for at first; then one fewer, down to `shortest`.
@@ -68,23 +68,23 @@ class NGramDraft:
         self.shortest = shortest
 
     def begin(self, sampling: Sampling, seed: int, row: int) -> "NGramDraft":
-        """Give itself: nothing is kept for a text."""
+        """Give itself: nothing is kept for a sequence."""
         return self
 
-    def propose(self, tokens: Sequence[int], most: int) -> list[Proposal]:
-        """Give what followed the latest earlier occurrence of the longest end of the text that has one."""
+    def propose(self, tokens: Sequence[int], most: int) -> list[DraftToken]:
+        """Give what followed the latest earlier occurrence of the longest end of the sequence that has one."""
         tokens = list(tokens)
         for size in range(min(self.longest, len(tokens) - 1), self.shortest - 1, -1):
             end = tokens[-size:]
             for start in range(len(tokens) - size - 1, -1, -1):
                 if tokens[start : start + size] == end:
                     followed = tokens[start + size : start + size + most]
-                    return [Proposal(token) for token in followed]
+                    return [DraftToken(token) for token in followed]
         return []
 
 
 class ModelDraft:
-    """Proposes what a smaller model writes.
+    """Proposes what a smaller model generates.
 
     Args:
         model: of the same vocabulary; it is put into evaluation mode and arranged for inference.
@@ -93,19 +93,19 @@ class ModelDraft:
     def __init__(self, model: Decoder):
         self.model = arrange_for_inference(model.eval())
 
-    def begin(self, sampling: Sampling, seed: int, row: int) -> "ModelDrafting":
-        """Begin with a text."""
-        return ModelDrafting(self.model, sampling, seed, row)
+    def begin(self, sampling: Sampling, seed: int, row: int) -> "ModelDraftSession":
+        """Begin with a sequence."""
+        return ModelDraftSession(self.model, sampling, seed, row)
 
 
-class ModelDrafting:
-    """The smaller model's proposals for one text, and what it computed for it.
+class ModelDraftSession:
+    """The smaller model's draft tokens for one sequence, and what it computed for it.
 
     Args:
         model: the smaller model.
-        sampling: how the text is drawn; proposals are drawn alike, but for a repetition penalty.
-        seed: of the text's draws. Those of proposals are others.
-        row: the text's number.
+        sampling: how the sequence is sampled; draft tokens are sampled alike, but for a repetition penalty.
+        seed: of the sequence's random numbers. Those of draft tokens are others.
+        row: the sequence's number.
     """
 
     def __init__(self, model: Any, sampling: Sampling, seed: int, row: int):
@@ -117,7 +117,7 @@ class ModelDrafting:
         self._held: list[int] = []
 
     @torch.inference_mode()
-    def propose(self, tokens: Sequence[int], most: int) -> list[Proposal]:
+    def propose(self, tokens: Sequence[int], most: int) -> list[DraftToken]:
         """Let the smaller model go on, token by token; nothing where its context ends."""
         tokens = list(tokens)
         context = self._model.context
@@ -128,50 +128,52 @@ class ModelDrafting:
         )
         agreed = min(len(self._held), len(tokens) - 1) if agreed is None else agreed
         self._cache.truncate(agreed)
-        # Draws of proposals depend on the place in the text, so that asking twice gives the same.
+        # Random numbers of draft tokens depend on the place in the sequence, so that asking twice gives the same.
         generator = row_generator(self._seed[0], (1 + self._seed[1]) * 2**32 + len(tokens))
-        fed, proposals = tokens[agreed:], []
+        fed, draft_tokens = tokens[agreed:], []
         for _ in range(most):
             logits = self._model.last_logits(torch.tensor([fed], device=self._device), cache=self._cache)
             token = int(sample(logits, self._sampling, generator))
-            drawn_from = None if self._sampling.temperature == 0 else probabilities(logits, self._sampling)[0]
-            proposals.append(Proposal(token, drawn_from))
+            sampled_from = None if self._sampling.temperature == 0 else probabilities(logits, self._sampling)[0]
+            draft_tokens.append(DraftToken(token, sampled_from))
             fed = [token]
-        self._held = [*tokens, *(proposal.token for proposal in proposals[:-1])]
-        return proposals
+        self._held = [*tokens, *(drafted.token for drafted in draft_tokens[:-1])]
+        return draft_tokens
 
 
 def accept(
     logits: Float[Tensor, "rows vocabulary"],
-    proposals: Sequence[Proposal],
+    draft_tokens: Sequence[DraftToken],
     sampling: Sampling,
     generator: torch.Generator,
     seen: Bool[Tensor, " vocabulary"] | None = None,
 ) -> list[int]:
-    """Give the proposals that are accepted, and the token that the model draws itself after them.
+    """Give the draft tokens that are accepted, and the token that is sampled from the model itself after them.
 
-    A proposal x, drawn from q, is accepted with probability min(1, p(x) / q(x)); the first that is not is replaced by a
-    draw from the normalised rest of p over q, max(0, p - q). So each token has the distribution p (Leviathan et al.,
-    appendix A.1). Without proposals this is `text.sample`, draw for draw.
+    A draft token x, sampled from q, is accepted with probability min(1, p(x) / q(x)); the first that is not is replaced
+    by a sample from the normalised rest of p over q, max(0, p - q). So each token has the distribution p (Leviathan et
+    al., appendix A.1). Without draft tokens this is `text.sample`, token for token.
 
     Args:
-        logits: the model's after the text, and after each proposal.
-        proposals: what is proposed; one fewer than rows.
-        sampling: how tokens are drawn: gives p.
-        generator: of the text's draws.
-        seen: True for tokens that the text has had, for a repetition penalty; it is not changed.
+        logits: the model's after the sequence, and after each draft token.
+        draft_tokens: what is proposed; one fewer than rows.
+        sampling: how tokens are sampled: gives p.
+        generator: of the sequence's random numbers.
+        seen: True for tokens that the sequence has had, for a repetition penalty; it is not changed.
 
     Raises:
-        ValueError: not one row more than proposals, or logits from which nothing can be drawn.
+        ValueError: not one row more than draft tokens, or logits from which nothing can be sampled.
     """
-    if len(logits) != len(proposals) + 1:
-        raise ValueError(f"{len(proposals)} proposals need {len(proposals) + 1} rows of logits, not {len(logits)}")
+    if len(logits) != len(draft_tokens) + 1:
+        raise ValueError(
+            f"{len(draft_tokens)} draft tokens need {len(draft_tokens) + 1} rows of logits, not {len(logits)}"
+        )
     seen = None if seen is None else seen.to(logits.device, copy=True)[None]
     taken: list[int] = []
-    for place, proposal in enumerate(proposals):
-        token = _accepted(logits[place : place + 1], proposal, sampling, generator, seen)
+    for place, drafted in enumerate(draft_tokens):
+        token = _accepted(logits[place : place + 1], drafted, sampling, generator, seen)
         taken.append(token)
-        if token != proposal.token:
+        if token != drafted.token:
             return taken
         if seen is not None:
             seen[0, token] = True
@@ -180,25 +182,25 @@ def accept(
 
 def _accepted(
     logits: Float[Tensor, "1 vocabulary"],
-    proposal: Proposal,
+    drafted: DraftToken,
     sampling: Sampling,
     generator: torch.Generator,
     seen: Bool[Tensor, "1 vocabulary"] | None,
 ) -> int:
-    """Give the proposal where it is accepted, and otherwise what takes its place, which is another token."""
+    """Give the draft token where it is accepted, and otherwise what takes its place, which is another token."""
     if sampling.temperature == 0:
         return int(sample(logits, sampling, [generator], seen))
     wanted = probabilities(logits, sampling, seen)[0].cpu().double()
     given = torch.zeros_like(wanted)
-    if proposal.drawn_from is None:
-        given[proposal.token] = 1.0
+    if drafted.sampled_from is None:
+        given[drafted.token] = 1.0
     else:
-        given += proposal.drawn_from.cpu().double()
+        given += drafted.sampled_from.cpu().double()
     draws = torch.rand(2, generator=generator, dtype=torch.float64)
-    if draws[0] * given[proposal.token] < wanted[proposal.token]:
-        return proposal.token
+    if draws[0] * given[drafted.token] < wanted[drafted.token]:
+        return drafted.token
     rest = (wanted - given).clamp(min=0).cumsum(0)
     if float(rest[-1]) == 0:
         # Only by rounding: then both distributions are the same.
-        return proposal.token
+        return drafted.token
     return int(torch.searchsorted(rest / rest[-1], draws[1:], right=True))

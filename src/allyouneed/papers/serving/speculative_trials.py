@@ -1,4 +1,4 @@
-"""The trials of speculation: a small model drafts for a larger one, and what was written before for SmolLM2."""
+"""The trials of speculation: a small model drafts for a larger one, and what was generated before for SmolLM2."""
 
 import random
 from collections import Counter
@@ -65,7 +65,7 @@ def drafted(config: "ServingConfig", context: Context, split: Split) -> dict[str
     prompts = [tokens[start : start + config.prompt].tolist() for start in starts]
     metrics = compare(target, draft, prompts, config)
     agreed = agreement(target, small, prompts, config.new_tokens)
-    # What Leviathan et al. expect where proposals are accepted independently of one another (their equation 1).
+    # What Leviathan et al. expect where draft tokens are accepted independently of one another (their equation 1).
     expected = sum(agreed**power for power in range(config.proposals + 1))
     for name, texts in (("alone", 1), ("busy", config.texts)):
         context.costs[f"gain_{name}"] = gain(target, draft, prompts[0], config, texts)
@@ -98,21 +98,23 @@ def looked_up(config: "ServingConfig", context: Context, split: Split) -> dict[s
 def compare(
     model: Decoder, draft: Draft, prompts: Sequence[Sequence[int]], config: "ServingConfig"
 ) -> dict[str, float]:
-    """Write greedy texts with and without proposals, and count the passes that each text takes."""
+    """Generate greedy texts with and without draft tokens, and count the steps that each takes."""
     tokens = max(64, 2 * len(prompts) * (1 + config.proposals))
     plain = Engine(model, limits=Limits(len(prompts), tokens), sharing=False)
     expected = plain.generate(prompts, new_tokens=config.new_tokens, sampling=GREEDY)
-    engine = Engine(model, limits=Limits(len(prompts), tokens, proposals=config.proposals), draft=draft, sharing=False)
+    engine = Engine(
+        model, limits=Limits(len(prompts), tokens, max_draft_tokens=config.proposals), draft=draft, sharing=False
+    )
     texts = engine.generate(prompts, new_tokens=config.new_tokens, sampling=GREEDY)
     told = engine.statistics
     # A prompt's own pass gives the first token, with nothing proposed.
-    further = told.written - len(prompts)
+    further = told.generated_tokens - len(prompts)
     return {
         "changed": sum(text != other for text, other in zip(texts, expected, strict=True)),
-        "passes_a_token": (further - told.accepted) / further,
-        "tokens_a_pass": further / (further - told.accepted),
-        "proposed": told.proposed,
-        "accepted": told.accepted,
+        "passes_a_token": (further - told.accepted_tokens) / further,
+        "tokens_a_pass": further / (further - told.accepted_tokens),
+        "proposed": told.draft_tokens,
+        "accepted": told.accepted_tokens,
     }
 
 
@@ -128,10 +130,10 @@ def agreement(target: Llama, draft: Llama, prompts: Sequence[Sequence[int]], new
 
 
 def gain(model: Decoder, draft: Draft, prompt: Sequence[int], config: "ServingConfig", texts: int) -> float:
-    """Measure how many times as fast texts are written with proposals, so many at once."""
+    """Measure how many times as fast texts are generated with draft tokens, so many at once."""
     seconds = []
     for own, proposals in ((None, 0), (draft, config.proposals)):
-        limits = Limits(texts, max(64, 2 * texts * (1 + proposals)), proposals=proposals)
+        limits = Limits(texts, max(64, 2 * texts * (1 + proposals)), max_draft_tokens=proposals)
         engine = Engine(model, limits=limits, draft=own, sharing=False)
         engine.generate([prompt] * texts, new_tokens=4, sampling=GREEDY)
         clock = clock_of(engine)
@@ -165,7 +167,7 @@ def significance(
     return {
         "significance": chi_square(Counter(tuple(own.tokens[0][:DRAWN]) for own in gathered), expected, config.draws),
         "significance_unchecked": chi_square(unchecked, expected, config.draws),
-        "accepted_drawn": engine.statistics.accepted / engine.statistics.proposed,
+        "accepted_drawn": engine.statistics.accepted_tokens / engine.statistics.draft_tokens,
     }
 
 

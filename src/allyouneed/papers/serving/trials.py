@@ -14,7 +14,7 @@ from allyouneed.papers.llama1 import Llama, LlamaConfig
 from allyouneed.text import Sampling
 
 from .engine import Engine
-from .loads import Arrival, fill_memory, full_pass_seconds, heavy_tailed, play, service_times
+from .loads import Arrival, fill_memory, full_step_seconds, heavy_tailed, play, service_times
 from .scheduler import Limits, Scheduler, StaticScheduler
 from .speculative_trials import drafted, looked_up
 
@@ -32,17 +32,17 @@ class ServingConfig:
     Attributes:
         task: what is tried.
         scheduling: by iteration, or by request.
-        load: tokens that are asked for in a second, as a share of what passes write that are full of texts.
+        load: tokens that are asked for in a second, as a share of what steps generate that are full of sequences.
         requests: how many there are.
-        texts: written at once.
-        pass_tokens: tokens of a pass.
+        texts: sequences that are generated at once.
+        pass_tokens: tokens of a step.
         prompt: the longest prompt, in tokens; in `lookup` of a passage, in characters.
         long_prompts: share of the requests whose prompts are the longest; others have at most an eighth of that.
-        median: of the lengths of texts, in tokens.
+        median: of the lengths of continuations, in tokens.
         spread: standard deviation of their logarithms.
-        longest: of the texts.
-        new_tokens: of every text, where lengths are not drawn.
-        checked: how many texts are written again, each alone.
+        longest: of the continuations.
+        new_tokens: of every continuation, where lengths are not sampled.
+        checked: how many continuations are generated again, each alone.
         block: tokens of a block.
         contexts: memory, in whole contexts of 2,048 tokens.
         sharing: whether blocks are found again.
@@ -50,14 +50,14 @@ class ServingConfig:
         vocabulary: of the model with random weights.
         width: of the residual stream.
         layers: number of blocks.
-        proposals: tokens that are proposed in a pass.
+        proposals: draft tokens of a sequence in a step.
         draft_width: of the smaller model.
         draft_layers: of the same.
         length: tokens of a window in training.
         step_tokens: tokens of a batch.
         steps: optimiser steps.
         learning_rate: at its peak.
-        draws: texts that are drawn for the test of the distribution.
+        draws: continuations that are sampled for the test of the distribution.
     """
 
     task: Literal["arrivals", "memory", "prefixes", "draft", "lookup", "quantised"]
@@ -130,21 +130,26 @@ def serve_arrivals(config: ServingConfig, context: Context, split: Split) -> dic
     """Serve a load, and say how fast; then see that the first texts are what they are alone."""
     model = random_model(config, context)
     scheduler = StaticScheduler if config.scheduling == "static" else Scheduler
-    limits = Limits(config.texts, config.pass_tokens, waiting=max(config.requests, config.texts))
+    limits = Limits(config.texts, config.pass_tokens, max_queue=max(config.requests, config.texts))
     room = config.texts * (config.prompt + max(config.longest, 64) + config.block)
     engine = Engine(
         model, cache_tokens=room, block_size=config.block, limits=limits, sharing=False, scheduler=scheduler
     )
-    seconds = full_pass_seconds(engine, config.prompt // 2, config.texts, config.vocabulary)
+    seconds = full_step_seconds(engine, config.prompt // 2, config.texts, config.vocabulary)
     load = arrivals(config, random.Random(context.seed), 1.0)
     mean = sum(arrival.new_tokens for arrival in load) / len(load)
-    # Requests a second that ask for this share of what full passes write.
+    # Requests a second that ask for this share of what full steps generate.
     rate = config.load * config.texts / seconds / mean
     told = play(engine, [replace(arrival, at=arrival.at / rate) for arrival in load])
     context.costs.update(service_times(told))
     context.costs["full_pass_seconds"] = seconds
     context.log(step=1, steps=2)
-    by_itself = Engine(model, cache_tokens=CONTEXT, limits=Limits(texts=1, tokens=config.pass_tokens), sharing=False)
+    by_itself = Engine(
+        model,
+        cache_tokens=CONTEXT,
+        limits=Limits(max_num_sequences=1, max_batched_tokens=config.pass_tokens),
+        sharing=False,
+    )
     changed = 0
     for own in told[: config.checked]:
         (text,) = by_itself.generate([own.arrival.prompt], new_tokens=own.arrival.new_tokens, sampling=GREEDY)
@@ -177,28 +182,28 @@ def share_prefixes(config: ServingConfig, context: Context, split: Split) -> dic
         Arrival(0.0, [*common, *(draw.randrange(config.vocabulary) for _ in range(length))], config.new_tokens)
         for length in own
     ]
-    limits = Limits(config.texts, config.pass_tokens, waiting=max(config.requests, config.texts))
+    limits = Limits(config.texts, config.pass_tokens, max_queue=max(config.requests, config.texts))
     engine = Engine(model, block_size=config.block, limits=limits, sharing=config.sharing)
     told = play(engine, load)
     context.costs.update(service_times(told))
     context.log(step=1, steps=2)
-    by_itself = Engine(model, limits=Limits(texts=1, tokens=config.pass_tokens), sharing=False)
+    by_itself = Engine(model, limits=Limits(max_num_sequences=1, max_batched_tokens=config.pass_tokens), sharing=False)
     changed = 0
     for one in told[: config.checked]:
         (text,) = by_itself.generate([one.arrival.prompt], new_tokens=config.new_tokens, sampling=GREEDY)
         changed += text != one.tokens
     context.log(step=2, steps=2)
-    # Of a text, all but its last token are computed, each by itself.
+    # Of a continuation, all but its last token are computed, each by itself.
     in_texts = config.requests * (config.new_tokens - 1)
     return {
         "changed": changed,
         "prompt_tokens": sum(len(arrival.prompt) for arrival in load),
-        "computed_prompt_tokens": engine.statistics.computed - in_texts,
+        "computed_prompt_tokens": engine.statistics.computed_tokens - in_texts,
     }
 
 
 def quantise(config: ServingConfig, context: Context, split: Split) -> dict[str, float]:
-    """Time passes of a model in 32 bits, and of the same in 8, with one text and with many."""
+    """Time steps of a model in 32 bits, and of the same in 8, with one sequence and with many."""
     seconds = {}
     for bits in (32, 8):
         torch.manual_seed(context.seed)
@@ -206,8 +211,8 @@ def quantise(config: ServingConfig, context: Context, split: Split) -> dict[str,
         if bits == 8:
             quantize_int8(model)
         for texts in (1, config.texts):
-            engine = Engine(model, limits=Limits(texts, max(config.texts + 1, 24), proposals=0), sharing=False)
-            seconds[bits, texts] = full_pass_seconds(engine, config.prompt, texts, config.vocabulary)
+            engine = Engine(model, limits=Limits(texts, max(config.texts + 1, 24)), sharing=False)
+            seconds[bits, texts] = full_step_seconds(engine, config.prompt, texts, config.vocabulary)
             context.costs[f"pass_seconds_{bits}_bits_{texts}_texts"] = seconds[bits, texts]
         context.log(step=1 + (bits == 8), steps=2)
     alone, together = (seconds[32, texts] / seconds[8, texts] for texts in (1, config.texts))
