@@ -1,7 +1,8 @@
 """Text in and out of language models: tokenizers, packing, sampling, generation, beam search."""
 
 from .beam import Hypothesis, Translator, beam_search, length_penalty
-from .chat import ChatModel, ChatTemplate, LocalChat, Message
+from .chat import ChatModel, LocalChat
+from .chat_template import ChatTemplate, Message
 from .generation import LanguageModel, continuations, generate
 from .packing import pack
 from .published import PublishedTokenizer, load_tokenizer
