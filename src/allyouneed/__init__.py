@@ -3,15 +3,15 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .loading import load
+    from .loading import load, load_chat
 
-__all__ = ["load"]
+__all__ = ["load", "load_chat"]
 
 
 def __getattr__(name: str) -> Any:
     # Not imported above: torch takes seconds, and `allyouneed list` needs none of it.
-    if name == "load":
-        from .loading import load
+    if name in __all__:
+        from . import loading
 
-        return load
+        return getattr(loading, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

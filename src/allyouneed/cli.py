@@ -390,28 +390,24 @@ def serve(
 def _load(stored: "StoredModel", quantize: str | None) -> tuple[Any, "Tokenizer", dict[str, str], list[int]]:
     """Load a model with its tokenizer, what its template may use, and the tokens that end its texts."""
     from allyouneed.loading import load_opened
+    from allyouneed.text import end_tokens
 
     loaded, tokenizer = load_opened(stored, quantize=quantize)  # pyright: ignore[reportArgumentType]
-    names = {token: text for text, token in tokenizer.special_tokens.items()}
-    ids = {key: stored.config.get(f"{key}_id") for key in ("bos_token", "eos_token")}
-    variables = {key: names[token] for key, token in ids.items() if token in names}
-    end = ids["eos_token"]
-    return loaded, tokenizer, variables, [end] if isinstance(end, int) else list(end or [])
+    return loaded, tokenizer, dict(tokenizer.special_tokens_map), list(end_tokens(loaded, tokenizer))
 
 
 def _open_chat(name: str, quantize: str | None, terminal: "Terminal") -> "ChatModel":
     """Load a model with its tokenizer and chat template."""
     from allyouneed.data import AssetError
     from allyouneed.hub import open_model
-    from allyouneed.text import LocalChat
+    from allyouneed.loading import load_chat
 
     try:
         terminal.say(f"loading {name} …")
         stored = open_model(name)
         if stored.chat_template is None:
             _fail(f"{name} has no chat template: it was not made for conversations. Choose one that was: {_CHAT_MODEL}")
-        loaded, tokenizer, variables, stop = _load(stored, quantize)
-        return LocalChat(loaded, tokenizer, stored.chat_template, stop=stop, variables=variables)
+        return load_chat(stored, quantize=quantize)  # pyright: ignore[reportArgumentType]
     except (ValueError, FileNotFoundError) as error:
         _fail(error)
     except (AssetError, OSError) as error:

@@ -35,14 +35,14 @@ from allyouneed.papers.gpt3 import (
     write_answers,
 )
 from allyouneed.papers.readers import load_model
-from allyouneed.text import ByteTokenizer, Sampling, Tokenizer, generate
+from allyouneed.text import ByteTokenizer, Sampling, SpecialTokensMixin, Tokenizer, generate
 
 STANDINS = Path(__file__).parents[1] / "standins"
 BYTES = ByteTokenizer()
 SUNS = [Example(f"the sun of day {day}", (f"is {'hot' * (day % 3 + 1)}",)) for day in range(30)]
 
 
-class Words:
+class Words(SpecialTokensMixin):
     """A tokenizer of seven tokens, for a case that can be reckoned by hand."""
 
     pieces = ("Q: the sun", "\nA:", " hot", " dog", " cold", "Answer:", ".")

@@ -87,7 +87,7 @@ def check_equal(ours: PublishedTokenizer | BytePairTokenizer, folder: Path) -> N
     framed = theirs(texts, split_special_tokens=True).input_ids
     for text, bare, whole in zip(texts, plain, framed, strict=True):
         assert ours.encode(text) == bare, text
-        assert ours.encode_framed(text) == whole, text
+        assert ours.encode_with_special_tokens(text) == whole, text
 
 
 def tokenizer_of(name: str) -> Any:
@@ -178,10 +178,10 @@ def test_a_published_tokenizer(tmp_path: Path) -> None:
     special = tokenizer.special_tokens
     assert special == {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
     ids = tokenizer.encode("In the beginning, 漢")
-    assert tokenizer.encode_framed("In the beginning, 漢") == [2, *ids, 3]
+    assert tokenizer.encode_with_special_tokens("In the beginning, 漢") == [2, *ids, 3]
     assert tokenizer.encode("the " * 400) == tokenizer.encode("the") * 400  # Neither cut nor padded.
     assert not {special["[CLS]"], special["[SEP]"]} & set(tokenizer.encode("[CLS] a [SEP]"))
-    assert tokenizer.decode(tokenizer.encode_framed("In the beginning")) == "[CLS] in the beginning [SEP]"
+    assert tokenizer.decode(tokenizer.encode_with_special_tokens("In the beginning")) == "[CLS] in the beginning [SEP]"
     assert tokenizer.encode_to_tensor("in the").tolist() == tokenizer.encode("in the")
     assert tokenizer.encode_to_tensor("").dtype == torch.int32
     assert tokenizer.vocabulary == len((ENCODER / "vocab.txt").read_text(encoding="utf-8").splitlines())

@@ -1,17 +1,19 @@
 """Checkpoints in the usual layout: a folder with `config.json` and one or several safetensors files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from allyouneed.text import Tokenizer, load_tokenizer
+from allyouneed.text import GenerationConfig, Tokenizer, load_tokenizer
 
 from .errors import CheckpointFormatError, UnsupportedError
 from .reading import read_json
 from .safetensors_file import SafetensorsFile
 from .stored import StoredModel
+from .token_ids import read_folder, stated_roles
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -64,7 +66,15 @@ class SafetensorsFolder(StoredModel):
             FileNotFoundError: there is no such file.
             ValueError: it is damaged.
         """
-        return load_tokenizer(self._folder)
+        return self.with_roles(load_tokenizer(self._folder))
+
+    @cached_property
+    def generation(self) -> GenerationConfig:
+        """Which tokens begin, end and pad texts, from wherever the folder states them; errors as in `StoredModel`."""
+        return read_folder(self._folder, self.config)
+
+    def _stated_roles(self) -> Collection[str]:
+        return stated_roles(self._folder)
 
     def _portions(self, name: str) -> Iterator[tuple[slice, Tensor]]:
         return self._files[name].portions(name)

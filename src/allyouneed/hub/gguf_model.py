@@ -1,13 +1,15 @@
 """Checkpoints in one GGUF file, in the words of the usual layout."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from allyouneed.text import Tokenizer
+from allyouneed.text import GenerationConfig, Tokenizer
 
 from . import gguf_llama
 from .errors import CheckpointFormatError, UnsupportedError
@@ -15,6 +17,7 @@ from .gguf_blocks import quantized_blocks
 from .gguf_file import GGUFFile
 from .gguf_tokenizer import tokenizer_from
 from .stored import QuantizedBlocks, StoredModel
+from .token_ids import read_generation
 
 
 class GGUFModel(StoredModel):
@@ -81,6 +84,15 @@ class GGUFModel(StoredModel):
             UnsupportedError: a kind that is not supported.
         """
         return tokenizer_from(self._file.metadata, self.source)
+
+    @cached_property
+    def generation(self) -> GenerationConfig:
+        """Which tokens begin, end and pad texts; the ends of a turn and of a message are ends too."""
+        stated = read_generation(self.config)
+        metadata = self._file.metadata
+        turns = [metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("eot", "eom")]
+        ends = (*stated.eos_token_ids, *(token for token in turns if type(token) is int and token >= 0))
+        return replace(stated, eos_token_ids=tuple(dict.fromkeys(ends)))
 
     def _portions(self, name: str) -> Iterator[tuple[slice | Tensor, Tensor]]:
         order = gguf_llama.row_order(name, self.config, self.shape(name)[0])

@@ -19,6 +19,17 @@ _SPLITS = {
     ),
 }
 
+# How the metadata calls the roles of special tokens; the misspelling is the format's.
+_ROLES = {
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "unk_token": "unknown",
+    "sep_token": "seperator",
+    "pad_token": "padding",
+    "cls_token": "cls",
+    "mask_token": "mask",
+}
+
 # Of `tokenizer.ggml.token_type`, as ggml numbers them; the others are ordinary.
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 
@@ -44,7 +55,9 @@ def tokenizer_from(metadata: Mapping[str, Any], source: str) -> BytePairTokenize
             f"{source} splits text in the way called {split!r}; these are known: {', '.join(_SPLITS)}"
         )
     try:
-        return _byte_pairs(metadata, _SPLITS[split]())
+        tokenizer = _byte_pairs(metadata, _SPLITS[split]())
+        tokenizer.special_tokens_map = _roles(metadata, tokenizer)
+        return tokenizer
     except (CheckpointFormatError, ValueError) as error:
         raise CheckpointFormatError(f"{source} does not describe a sound tokenizer: {error}") from error
 
@@ -79,6 +92,13 @@ def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     if not isinstance(value, list):
         raise CheckpointFormatError(f"tokenizer.ggml.{key} must be strings")
     return value
+
+
+def _roles(metadata: Mapping[str, Any], tokenizer: BytePairTokenizer) -> dict[str, str]:
+    """Name the special tokens that the metadata gives a role, which it does by number."""
+    names = {token: name for name, token in tokenizer.special_tokens.items()}
+    stated = {role: metadata.get(f"tokenizer.ggml.{key}_token_id") for role, key in _ROLES.items()}
+    return {role: names[token] for role, token in stated.items() if token in names}
 
 
 def _ends(metadata: Mapping[str, Any], tokens: list[str]) -> processors.TemplateProcessing | None:

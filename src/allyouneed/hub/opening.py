@@ -9,9 +9,19 @@ from allyouneed.data import ASSETS, fetch
 from .folder import CONFIG, INDEX, TEMPLATE, SafetensorsFolder
 from .gguf_model import GGUFModel
 from .stored import StoredModel
+from .token_ids import GENERATION
 
 _GGUF = ".gguf"
-_WANTED = (CONFIG, "*.safetensors", INDEX, "tokenizer.json", "tokenizer_config.json", TEMPLATE)
+_WANTED = (
+    CONFIG,
+    GENERATION,
+    "*.safetensors",
+    INDEX,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    TEMPLATE,
+)
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 

@@ -2,26 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar, get_args
 
 import torch
 from torch import nn
 
 from allyouneed.nn import arrange_for_inference
-from allyouneed.text import Tokenizer
+from allyouneed.text import GenerationConfig, Tokenizer
 
 from .filling import check_architecture, check_copies, check_filled, fill, plan
 from .names import Name
 from .opening import open_model
 from .quantizing import Quantization, fill_quantized
 from .stored import StoredModel
+from .token_ids import generation_entries
 from .writing import SHARD_BYTES, write_model
 
 # Not `Self`, which type checkers at run time do not take outside a class that they decorate.
 _Model = TypeVar("_Model", bound="Pretrained")
-
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class Pretrained(nn.Module):
@@ -35,14 +33,16 @@ class Pretrained(nn.Module):
         ignored: regular expressions of stored names that carry nothing to load, such as causal masks; each must match
             a whole name.
         prefix: stored names are accepted with and without it, as `transformer.` in GPT-2's checkpoints.
+        generation: which tokens begin, end and pad texts; a new model states none, and they can be set.
+        chat_template: the Jinja source by which conversations become prompts; None where there is none.
     """
 
     architectures: ClassVar[tuple[str, ...]]
     ignored: ClassVar[tuple[str, ...]] = ()
     prefix: ClassVar[str] = ""
 
-    # The checkpoint's tokens of beginning, end and padding: not the model's affair, but lost if it did not keep them.
-    _token_ids: Mapping[str, Any] = MappingProxyType({})
+    generation: GenerationConfig = GenerationConfig()
+    chat_template: str | None = None
 
     @classmethod
     def from_config(cls: type[_Model], config: Mapping[str, Any]) -> _Model:
@@ -117,7 +117,7 @@ class Pretrained(nn.Module):
             fill_quantized(model, stored, fillings, kind=quantize, dtype=dtype)
             model.to(device or "cpu")
         check_filled(model)
-        model._token_ids = {key: stored.config[key] for key in _TOKEN_IDS if stored.config.get(key) is not None}
+        model.generation, model.chat_template = stored.generation, stored.chat_template
         return model.eval()
 
     @classmethod
@@ -140,12 +140,14 @@ class Pretrained(nn.Module):
     ) -> None:
         """Write config and weights in the usual layout, which `from_pretrained` and `transformers` read.
 
+        The tokens of `generation` go with them, and the chat template.
+
         What is there is replaced at once at the end; files of other names stay.
 
         Args:
             folder: made where it is missing.
             tokenizer: saved beside the weights where one is given.
-            chat_template: saved too where one is given.
+            chat_template: in place of the model's own.
             shard_bytes: the most that one file of weights holds, but for a tensor that is larger alone.
 
         Raises:
@@ -161,8 +163,19 @@ class Pretrained(nn.Module):
                 "save the model as it was loaded without `quantize`"
             )
         types = {str(parameters[ours].dtype).removeprefix("torch.") for name in names for ours in name.ours}
-        config = {**self._token_ids, **self.to_config()}
+        config = {**self.to_config(), **self.generation.token_ids()}
+        if "vocab_size" in config:
+            # Said outright, since for what is absent transformers takes a default of its class.
+            config = {"bos_token_id": None, "eos_token_id": None, **config}
         if len(types) == 1:
             config = {**config, "torch_dtype": types.pop()}
         joined = ((name.theirs, name.join([parameters[ours].detach() for ours in name.ours])) for name in names)
-        write_model(folder, config, joined, tokenizer=tokenizer, chat_template=chat_template, shard_bytes=shard_bytes)
+        write_model(
+            folder,
+            config,
+            joined,
+            tokenizer=tokenizer,
+            chat_template=self.chat_template if chat_template is None else chat_template,
+            generation={**self.generation.other, **generation_entries(config)},
+            shard_bytes=shard_bytes,
+        )

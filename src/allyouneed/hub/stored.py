@@ -1,18 +1,21 @@
 """A checkpoint that is opened for reading, whatever its format."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from typing import Any
+from functools import cached_property, reduce
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
-from allyouneed.text import Tokenizer
+from allyouneed.text import GenerationConfig, SpecialTokensMixin, Tokenizer
 
 from .errors import UnsupportedError
+from .token_ids import complete_roles, read_generation
+
+_Tokenizer = TypeVar("_Tokenizer", bound=SpecialTokensMixin)
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,25 @@ class StoredModel(ABC):
             FileNotFoundError: it has none.
             ValueError: it is damaged, or of a kind that is not supported.
         """
+
+    @cached_property
+    def generation(self) -> GenerationConfig:
+        """Which tokens begin, end and pad texts, from wherever the checkpoint states them.
+
+        Raises:
+            CheckpointFormatError: a file that states them is damaged.
+            UnsupportedError: what it states cannot be a token.
+        """
+        return read_generation(self.config)
+
+    def with_roles(self, tokenizer: _Tokenizer) -> _Tokenizer:
+        """Give a tokenizer, changed, in which special tokens have the roles that only the model's own files state."""
+        complete_roles(tokenizer, self.generation, self._stated_roles())
+        return tokenizer
+
+    def _stated_roles(self) -> Collection[str]:
+        """Give the roles that the tokenizer's files settle."""
+        return ()
 
     def read(self, name: str, dtype: torch.dtype | None = None, *, by_columns: bool = False) -> Tensor:
         """Read one tensor into memory of its own; beyond the result it takes a few megabytes.

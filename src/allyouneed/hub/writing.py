@@ -17,6 +17,7 @@ from torch import Tensor
 from allyouneed.text import Tokenizer
 
 from .folder import CONFIG, INDEX, TEMPLATE, WEIGHTS
+from .token_ids import GENERATION
 
 _SHARD = re.compile(r"model-[0-9a-f]{8}-\d{5}-of-\d{5}\.safetensors|model-\d{5}-of-\d{5}\.safetensors")
 SHARD_BYTES = 5_000_000_000
@@ -29,6 +30,7 @@ def write_model(
     *,
     tokenizer: Tokenizer | None = None,
     chat_template: str | None = None,
+    generation: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a checkpoint into a folder, which is made where it is missing; files of other names stay.
@@ -42,6 +44,7 @@ def write_model(
         tensors: names and values, taken one after another; one shard of them is in memory at a time.
         tokenizer: saved too where one is given.
         chat_template: becomes `chat_template.jinja` where one is given.
+        generation: becomes `generation_config.json` where there are entries, or a file that they replace.
         shard_bytes: the most that one file holds, but for a tensor that is larger alone.
 
     Raises:
@@ -59,6 +62,8 @@ def write_model(
         texts = {CONFIG: json.dumps(dict(config), indent=2, ensure_ascii=False)}
         if index is not None:
             texts[INDEX] = json.dumps(index, indent=2)
+        if generation or (folder / GENERATION).is_file():
+            texts[GENERATION] = json.dumps(dict(generation or {}), indent=2, ensure_ascii=False)
         if chat_template is not None:
             texts[TEMPLATE] = chat_template
         moves += [(_written(scratch / name, content), folder / name) for name, content in texts.items()]

@@ -8,12 +8,12 @@ they are needed, by the `model_type` of the checkpoint, since a room brings its 
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from allyouneed.hub import Pretrained, Quantization, StoredModel, UnsupportedError, WeightsError, open_model
-from allyouneed.text import Tokenizer
+from allyouneed.text import LanguageModel, LocalChat, Tokenizer
 
 READERS: Mapping[str, str] = {
     "bert": "allyouneed.papers.bert:Bert",
@@ -75,6 +75,33 @@ def load_opened(
             f"{stored.source}: the tokenizer has {tokenizer.vocabulary} tokens, and the model knows only {known}"
         )
     return reader.from_stored(stored, dtype=dtype, device=device, quantize=quantize), tokenizer
+
+
+def load_chat(
+    name: str | Path | StoredModel,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    quantize: Quantization | None = None,
+) -> LocalChat:
+    """Load a chat model: a published model with its tokenizer, its chat template and the tokens that end its answers.
+
+    Args:
+        name: as for `load_model`, or a checkpoint that was opened.
+        dtype: as for `load_model`.
+        device: as for `load_model`.
+        quantize: as for `load_model`.
+
+    Raises:
+        ValueError: a checkpoint without a chat template, or one whose template has a mistake.
+
+    Further errors are those of `load_model`.
+    """
+    stored = name if isinstance(name, StoredModel) else open_model(name)
+    if stored.chat_template is None:
+        raise ValueError(f"{stored.source} has no chat template: it was not made for conversations")
+    model, tokenizer = load_opened(stored, dtype=dtype, device=device, quantize=quantize)
+    return LocalChat(cast(LanguageModel, model), tokenizer)
 
 
 def _reader_of(stored: StoredModel) -> type[Pretrained]:

@@ -1,31 +1,37 @@
 """Text in and out of language models: tokenizers, packing, sampling, generation, beam search."""
 
 from .beam import Hypothesis, Translator, beam_search, length_penalty
+from .byte_pairs import BytePairTokenizer
 from .chat import ChatModel, LocalChat
 from .chat_template import ChatTemplate, Message
 from .generation import LanguageModel, continuations, generate
+from .generation_config import GenerationConfig, end_tokens
 from .packing import pack
 from .published import PublishedTokenizer, load_tokenizer
 from .sampling import Sampling, probabilities, sample
+from .special_tokens import SpecialTokensMixin
 from .streaming import TextStream, generate_text
-from .tokenizers import BytePairTokenizer, ByteTokenizer, Tokenizer
+from .tokenizers import ByteTokenizer, Tokenizer
 
 __all__ = [
     "BytePairTokenizer",
     "ByteTokenizer",
     "ChatModel",
     "ChatTemplate",
+    "GenerationConfig",
     "Hypothesis",
     "LanguageModel",
     "LocalChat",
     "Message",
     "PublishedTokenizer",
     "Sampling",
+    "SpecialTokensMixin",
     "TextStream",
     "Tokenizer",
     "Translator",
     "beam_search",
     "continuations",
+    "end_tokens",
     "generate",
     "generate_text",
     "length_penalty",

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from .chat_template import ChatTemplate, Message
 from .generation import LanguageModel, continuations
+from .generation_config import end_tokens
 from .sampling import Sampling
 from .streaming import TextStream
 from .tokenizers import Tokenizer
@@ -50,30 +51,35 @@ class LocalChat:
     Args:
         model: gives the logits; where it has a `context` that is not None, older messages are dropped to fit into it.
         tokenizer: the model's.
-        template: the model's chat template, as Jinja source.
-        stop: tokens that end an answer, besides the one that the template writes after it.
-        variables: what the template may use besides the messages, such as `bos_token`.
+        template: a chat template, as Jinja source; the model's own where None.
+        stop: tokens that end an answer, besides those that the model and its tokenizer state as ends, and the one that
+            the template writes after an answer.
+        variables: what the template may use besides the messages and special tokens' names, as for `ChatTemplate`.
 
     Attributes:
+        stop: all tokens that end an answer.
         dropped: how many messages were left out of the last prompt, the oldest ones, because they did not fit.
 
     Raises:
-        ValueError: a template with a mistake in its syntax.
+        ValueError: no template at all, or one with a mistake in its syntax.
     """
 
     def __init__(
         self,
         model: LanguageModel,
         tokenizer: Tokenizer,
-        template: str,
+        template: str | None = None,
         *,
         stop: Collection[int] = (),
         variables: Mapping[str, str] | None = None,
     ):
         self.model = model
         self.tokenizer = tokenizer
+        template = getattr(model, "chat_template", None) if template is None else template
+        if template is None:
+            raise ValueError("the model has no chat template: it was not made for conversations; give one, or another")
         self.template = ChatTemplate(template, tokenizer, variables)
-        self.stop = {*stop, *self.template.end_tokens()}
+        self.stop = {*stop, *end_tokens(model, tokenizer), *self.template.end_tokens()}
         self.dropped = 0
         self._cache: Any = None
         self._held: list[int] = []

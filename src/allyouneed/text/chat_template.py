@@ -31,7 +31,8 @@ class ChatTemplate:
     Args:
         template: the source, as `tokenizer_config.json` and GGUF files have it.
         tokenizer: encodes; its special tokens are those that the template may write.
-        variables: what the template may use besides the messages, such as `bos_token`.
+        variables: what the template may use besides the messages and the names of special tokens by their roles, such
+            as `bos_token`, which are the tokenizer's.
 
     Raises:
         ValueError: a template with a mistake in its syntax.
@@ -52,7 +53,7 @@ class ChatTemplate:
         code = (word for _, kind, word in environment.lex(template) if kind in ("name", "string"))
         self._words = {word.strip("'\"") for word in code}
         self._tokenizer = tokenizer
-        self._variables = dict(variables or {})
+        self._variables = {**tokenizer.special_tokens_map, **(variables or {})}
         self._special = dict(tokenizer.special_tokens)
         # The longest first, since one name may begin another.
         names = sorted(self._special, key=len, reverse=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 
 from .generation import LanguageModel, generate
+from .generation_config import end_tokens
 from .sampling import Sampling
 from .tokenizers import Tokenizer
 
@@ -89,7 +90,7 @@ def generate_text(
     *,
     new_tokens: int,
     sampling: Sampling | None = None,
-    stop: Collection[int] = (),
+    stop: Collection[int] | None = None,
     stop_strings: Collection[str] = (),
     seed: int = 0,
     prefill_chunk: int | None = None,
@@ -100,10 +101,11 @@ def generate_text(
     Args:
         model: gives the logits.
         tokenizer: the model's.
-        prompts: the texts; each has at least one token.
+        prompts: the texts; each is begun as the tokenizer's `encode_prompt` does, and has at least one token.
         new_tokens: the most tokens to add to a text.
         sampling: how tokens are drawn; as the model has it where None.
-        stop: tokens that end a text, and are not returned.
+        stop: tokens that end a text, and are not returned; those that the model and its tokenizer state as ends where
+            None.
         stop_strings: strings that end a text, and are not returned.
         seed: of all draws; 0 or more.
         prefill_chunk: the most tokens of a prompt that are fed at a time; all at once where None.
@@ -128,10 +130,10 @@ def generate_text(
 
     generate(
         model,
-        [tokenizer.encode(prompt) for prompt in prompts],
+        [tokenizer.encode_prompt(prompt) for prompt in prompts],
         new_tokens=new_tokens,
         sampling=sampling,
-        stop=stop,
+        stop=end_tokens(model, tokenizer) if stop is None else stop,
         seed=seed,
         prefill_chunk=prefill_chunk,
         on_token=on_token,

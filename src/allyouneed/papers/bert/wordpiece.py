@@ -12,13 +12,15 @@ import torch
 from jaxtyping import Int32
 from torch import Tensor
 
+from allyouneed.text import SpecialTokensMixin
+from allyouneed.text.special_tokens import CONFIG_FILE, write_tokenizer_config
+
 from .pieces import CONTINUES, learn_pieces
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """Padding, a word that no pieces spell, the beginning of a row, the end of a sentence, a hidden token."""
 
 _FILE = "vocab.txt"
-_SETTINGS = "tokenizer_config.json"
 _LONGEST_WORD = 100
 _REMEMBERED = 100_000
 # The blocks of ideographs of Chinese, Japanese and Korean, each of which is a word. The sixth begins 256 code points
@@ -89,7 +91,7 @@ def words(text: str, *, lowercase: bool = True) -> list[str]:
     return text.translate(_KEEPING).split(" ")
 
 
-class WordPieceTokenizer:
+class WordPieceTokenizer(SpecialTokensMixin):
     """A vocabulary of pieces of words, and the greedy way of spelling words with it.
 
     A word is spelled by the longest piece that it begins with, then the longest that the rest begins with, and so on;
@@ -117,6 +119,8 @@ class WordPieceTokenizer:
         if missing:
             raise ValueError(f"the vocabulary lacks the special tokens {missing}: it must have {list(SPECIAL_TOKENS)}")
         self.padding, self.unknown, self.begin, self.separator, self.mask = (self.ids[name] for name in SPECIAL_TOKENS)
+        roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+        self.special_tokens_map = dict(zip(roles, SPECIAL_TOKENS, strict=True))
         ordinary = [piece for piece in self.pieces if piece not in SPECIAL_TOKENS]
         self._first = {piece: self.ids[piece] for piece in ordinary}
         self._rest = {
@@ -202,19 +206,11 @@ class WordPieceTokenizer:
             "do_lower_case": self.lowercase,
             "strip_accents": None,
             "tokenize_chinese_chars": True,
-            **{
-                f"{kind}_token": name
-                for kind, name in zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL_TOKENS, strict=True)
-            },
         }
-        contents = {
-            _FILE: "".join(f"{piece}\n" for piece in self.pieces),
-            _SETTINGS: json.dumps(settings, indent=1) + "\n",
-        }
-        for name, content in contents.items():
-            part = folder / f"{name}.part"
-            part.write_text(content, encoding="utf-8", newline="\n")
-            part.replace(folder / name)
+        part = folder / f"{_FILE}.part"
+        part.write_text("".join(f"{piece}\n" for piece in self.pieces), encoding="utf-8", newline="\n")
+        part.replace(folder / _FILE)
+        write_tokenizer_config(folder, settings, self.special_tokens_map)
 
     @classmethod
     def load(cls, folder: Path | str) -> "WordPieceTokenizer":
@@ -234,7 +230,7 @@ class WordPieceTokenizer:
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not a vocabulary: {error}") from error
         lowercase = True
-        settings_path = folder / _SETTINGS
+        settings_path = folder / CONFIG_FILE
         if settings_path.is_file():
             try:
                 settings = json.loads(settings_path.read_bytes())
@@ -251,6 +247,9 @@ class WordPieceTokenizer:
             return cls([line.removesuffix("\r") for line in lines], lowercase=lowercase)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+    def _frame(self) -> tuple[Sequence[int], Sequence[int]]:
+        return (self.begin,), (self.separator,)
 
     def _matches(self, word: str) -> Iterator[int]:
         """Give the tokens of a word, or the unknown token alone."""

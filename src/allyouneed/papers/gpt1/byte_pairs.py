@@ -84,7 +84,7 @@ class EndOfWordBPE(PublishedTokenizer):
         """
         folder = Path(folder)
         if (folder / "tokenizer.json").is_file():
-            return cls(PublishedTokenizer.load(folder)._tokenizer)
+            return super().load(folder)
         pairs = ([folder / name for name in names] for names in _FILES)
         paths = next((pair for pair in pairs if all(path.is_file() for path in pair)), None)
         if paths is None:
@@ -96,7 +96,9 @@ class EndOfWordBPE(PublishedTokenizer):
             )
         except Exception as error:  # The library raises nothing more specific.
             raise ValueError(f"{paths[0].name} and {paths[1].name} in {folder} are no vocabulary: {error}") from error
-        return cls._of(read)
+        tokenizer = cls._of(read)
+        tokenizer.read_special_tokens_map(folder)
+        return tokenizer
 
     @classmethod
     def _of(cls, model: models.BPE) -> "EndOfWordBPE":

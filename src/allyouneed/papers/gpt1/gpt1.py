@@ -157,7 +157,7 @@ class GPT1(Pretrained, Decoder):
         try:
             return super().read_tokenizer(stored)
         except FileNotFoundError:
-            return EndOfWordBPE.load(stored.source)
+            return stored.with_roles(EndOfWordBPE.load(stored.source))
 
 
 def read_config(config: Mapping[str, Any]) -> GPT1Config:

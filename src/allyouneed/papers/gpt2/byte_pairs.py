@@ -14,6 +14,9 @@ import torch
 from jaxtyping import Int32, Int64
 from torch import Tensor
 
+from allyouneed.text import SpecialTokensMixin
+from allyouneed.text.special_tokens import write_tokenizer_config
+
 from .merges import ALPHABET, BYTES, CHARACTERS, Pair, learn_merges, words
 
 _FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -23,7 +26,7 @@ _HEADER = "#version: 0.2"
 _LONGEST_KEPT, _WORDS_KEPT = 32, 1 << 16
 
 
-class ByteLevelBPE:
+class ByteLevelBPE(SpecialTokensMixin):
     """A tokenizer of byte pairs: 256 tokens are the bytes, so that any text can be encoded and comes back as it was.
 
     Text is cut into words by `PATTERN`. Within a word, the neighbours whose merge was learned first are merged, until
@@ -165,7 +168,7 @@ class ByteLevelBPE:
         return torch.tensor([0 if token in special else len(part) for token, part in enumerate(self._content)])
 
     def save(self, folder: Path | str) -> None:
-        """Write `vocab.json` and `merges.txt`, the files of GPT-2's vocabulary by the names that transformers reads."""
+        """Write `vocab.json` and `merges.txt`, by transformers' names, and the roles of special tokens."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         merges = [_HEADER, *(f"{left} {right}" for left, right in self._spelled_merges)]
@@ -177,6 +180,7 @@ class ByteLevelBPE:
             written.append((part, folder / name))
         for part, whole in written:
             part.replace(whole)
+        write_tokenizer_config(folder, {"tokenizer_class": "GPT2Tokenizer"}, self.special_tokens_map)
 
     @classmethod
     def load(cls, folder: Path | str) -> "ByteLevelBPE":
@@ -211,9 +215,11 @@ class ByteLevelBPE:
                 raise ValueError(f"{paths[1]}, line {number} is {line!r}: it must be two tokens and a space between")
             merges.append((left, right))
         try:
-            return cls(ids, merges)
+            tokenizer = cls(ids, merges)
         except ValueError as error:
             raise ValueError(f"{paths[0].name} and {paths[1].name} in {folder}: {error}") from error
+        tokenizer.read_special_tokens_map(folder)
+        return tokenizer
 
     def _tokens(self, word: str) -> Sequence[int]:
         return self._kept_tokens(word) if len(word) <= _LONGEST_KEPT else self._tokens_of(word)

@@ -139,8 +139,6 @@ class GPT2(Pretrained, Decoder):
     def to_config(self) -> dict[str, Any]:
         """Give the `config.json` by which transformers builds the same model."""
         config = self.config
-        # The last token of the published vocabulary stands between documents; of others nothing is known.
-        end = config.vocabulary - 1 if config.vocabulary == GPT2Config.vocabulary else None
         return {
             "architectures": [self.architectures[0]],
             "model_type": "gpt2",
@@ -156,8 +154,6 @@ class GPT2(Pretrained, Decoder):
             "resid_pdrop": config.residual_dropout,
             "layer_norm_epsilon": config.epsilon,
             "tie_word_embeddings": config.tied,
-            "bos_token_id": end,
-            "eos_token_id": end,
         }
 
     def weight_names(self) -> Sequence[Name]:
@@ -190,7 +186,7 @@ class GPT2(Pretrained, Decoder):
         try:
             return super().read_tokenizer(stored)
         except FileNotFoundError:
-            return ByteLevelBPE.load(stored.source)
+            return stored.with_roles(ByteLevelBPE.load(stored.source))
 
     def copies(self) -> Mapping[str, str]:
         """Give the name under which some checkpoints hold the tied table again."""

@@ -111,6 +111,10 @@ def read_config(config: Mapping[str, Any]) -> T5Config:
     refuse_unless(config, "is_encoder_decoder", (True,), absent=True)
     defaults: dict[str, Any] = {"vocabulary": 32_128, "width": 512, "hidden": 2048, "layers": 6, "heads": 8}
     values: dict[str, Any] = {}
+    ends = config.get("eos_token_id")
+    if isinstance(ends, list) and ends:
+        # The first ends inputs and targets; generation of text stops at any of them.
+        config = {**config, "eos_token_id": ends[0]}
     for field, key in KEYS.items():
         default = defaults.get(field, getattr(T5Config, field))
         values[field] = required(config, key, type(default), default)

@@ -16,14 +16,16 @@ from jaxtyping import Int32
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
+from allyouneed.text import SpecialTokensMixin
+from allyouneed.text.special_tokens import CONFIG_FILE, write_tokenizer_config
+
 MODEL_FILE = "spiece.model"
 """The file of the library's own format, as in published checkpoints."""
-_CONFIG_FILE = "tokenizer_config.json"
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 _SPACE = "▁"
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(SpecialTokensMixin):
     """Pieces of SentencePiece (Kudo & Richardson 2018), and after them sentinels for span corruption (section 3.1.4).
 
     Token 0 pads, 1 ends a text, 2 is unknown; the first sentinel is the last token of all, and the others go down from
@@ -54,6 +56,7 @@ class SentencePieceTokenizer:
             **{name: token for token, name in enumerate(_SPECIAL)},
             **{f"<extra_id_{number}>": self._pieces + sentinels - 1 - number for number in range(sentinels)},
         }
+        self.special_tokens_map = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
         self._names = {token: name for name, token in self._special.items()}
         self.sentinels: tuple[int, ...] = tuple(self._pieces + sentinels - 1 - number for number in range(sentinels))
 
@@ -188,16 +191,16 @@ class SentencePieceTokenizer:
         """Write the model and, for readers without the library, `tokenizer.json` in Hugging Face tokenizers' format."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": len(self.sentinels)}
         contents = {
             MODEL_FILE: self._content,
             "tokenizer.json": self.as_published().to_str(pretty=True).encode(),
-            _CONFIG_FILE: json.dumps(settings, indent=2).encode(),
         }
         for name, content in contents.items():
             part = folder / f"{name}.part"
             part.write_bytes(content)
             part.replace(folder / name)
+        settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": len(self.sentinels)}
+        write_tokenizer_config(folder, settings, self.special_tokens_map)
 
     @classmethod
     def load(cls, folder: Path | str) -> "SentencePieceTokenizer":
@@ -207,7 +210,7 @@ class SentencePieceTokenizer:
             FileNotFoundError: the folder has none.
             ValueError: it is damaged, or another kind of model.
         """
-        path, settings = Path(folder) / MODEL_FILE, Path(folder) / _CONFIG_FILE
+        path, settings = Path(folder) / MODEL_FILE, Path(folder) / CONFIG_FILE
         if not path.is_file():
             raise FileNotFoundError(f"there is no tokenizer in {folder}: {MODEL_FILE} is missing")
         sentinels = 100
@@ -217,6 +220,10 @@ class SentencePieceTokenizer:
             return cls(path.read_bytes(), sentinels)
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: {error}") from error
+
+    def _frame(self) -> tuple[Sequence[int], Sequence[int]]:
+        # Inputs and targets both end so, and nothing begins them.
+        return (), (self.end,)
 
     def as_published(self) -> tokenizers.Tokenizer:
         """Make the same tokenizer of Hugging Face tokenizers' parts, which frame a text by adding the end."""

@@ -1,0 +1,152 @@
+"""What all tokenizers have that are made of the Hugging Face tokenizers library's parts."""
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeVar
+
+import tokenizers
+import torch
+from jaxtyping import Int32
+from tokenizers import AddedToken
+from torch import Tensor
+
+from .special_tokens import SpecialTokensMixin, write_tokenizer_config
+from .tokenizers import _existing_file, _utf8, _write
+
+# Not `Self`, which type checkers at run time do not take outside a class that they decorate.
+_Tokenizer = TypeVar("_Tokenizer", bound="LibraryTokenizer")
+
+# Texts of one token or more in almost any vocabulary, by which it is found out what is put around a text.
+_PROBES = ("a", "A", "1", ".", "的")
+
+
+class LibraryTokenizer(SpecialTokensMixin):
+    """A tokenizer of the library, without its means to find special tokens in text, to truncate and to pad.
+
+    Args:
+        tokenizer: it is changed: special tokens are no longer found in text, and nothing is truncated or padded.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer):
+        # Text is data: a special token's name inside it must not act as the token.
+        tokenizer.encode_special_tokens = True
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self._read_vocabulary()
+
+    def _read_vocabulary(self) -> None:
+        self._vocabulary = max(self._tokenizer.get_vocab().values(), default=-1) + 1
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special_names = {token: content.content for token, content in added.items() if content.special}
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of token ids, special tokens among them."""
+        return self._vocabulary
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The ids of special tokens, by name."""
+        return MappingProxyType({name: token for token, name in self._special_names.items()})
+
+    def token_to_id(self, name: str) -> int | None:
+        """Give the id of a token by its name; None where there is no such token."""
+        return self._tokenizer.token_to_id(name)
+
+    @property
+    def special_tokens_map(self) -> Mapping[str, str]:
+        """The names of the tokens that have a role, by role, such as `eos_token`. It can be set.
+
+        What gets a role becomes a special token.
+
+        Raises:
+            ValueError: on setting, an unknown role, or a name that is no token.
+        """
+        return super().special_tokens_map
+
+    @special_tokens_map.setter
+    def special_tokens_map(self, roles: Mapping[str, str]) -> None:
+        SpecialTokensMixin.special_tokens_map.__set__(self, roles)
+        ordinary = [name for name in dict.fromkeys(roles.values()) if name not in self._special_names.values()]
+        if ordinary:
+            self._tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in ordinary])
+            self._read_vocabulary()
+
+    def encode(self, text: str) -> list[int]:
+        """Give the tokens of a text; never a special token, but the one for unknown words.
+
+        Raises:
+            ValueError: half of a surrogate pair, which has no UTF-8.
+        """
+        return [token for tokens in self._encoded(text) for token in tokens]
+
+    def encode_with_special_tokens(self, text: str) -> list[int]:
+        """Give the tokens of a text between the special tokens that the published tokenizer puts around one, if any.
+
+        Raises:
+            ValueError: half of a surrogate pair, which has no UTF-8.
+        """
+        _utf8(text)
+        return self._tokenizer.encode(text).ids
+
+    def encode_to_tensor(self, text: str) -> Int32[Tensor, " tokens"]:
+        """Give the tokens of a long text in four bytes each.
+
+        Raises:
+            ValueError: half of a surrogate pair, which has no UTF-8.
+        """
+        stored = array("i")
+        for tokens in self._encoded(text):
+            stored.extend(tokens)
+        return torch.frombuffer(stored, dtype=torch.int32) if stored else torch.empty(0, dtype=torch.int32)
+
+    def save(self, folder: Path | str) -> None:
+        """Write `tokenizer.json` in the library's format, and the roles of special tokens beside it."""
+        _write(folder, self._tokenizer.to_str(pretty=True))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        write_tokenizer_config(folder, settings, self.special_tokens_map)
+
+    @classmethod
+    def load(cls: type[_Tokenizer], folder: Path | str) -> _Tokenizer:
+        """Read the `tokenizer.json` of a folder, and what it says of special tokens' roles.
+
+        Raises:
+            FileNotFoundError: the folder has no `tokenizer.json`.
+            ValueError: a file is damaged, or another kind of tokenizer's.
+        """
+        path = _existing_file(folder)
+        made = read_library_tokenizer(path)
+        try:
+            tokenizer = cls(made)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        tokenizer.read_special_tokens_map(folder)
+        return tokenizer
+
+    def _encoded(self, text: str) -> Iterator[list[int]]:
+        """Give the tokens of a text in one or several lists."""
+        _utf8(text)
+        yield self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _frame(self) -> tuple[Sequence[int], Sequence[int]]:
+        for text in _PROBES:
+            encoding = self._tokenizer.encode(text)
+            inside = [place for place, added in enumerate(encoding.special_tokens_mask) if not added]
+            if inside:
+                return encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :]
+        return (), ()
+
+
+def read_library_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    """Read a `tokenizer.json` by the library.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # The library raises nothing more specific.
+        raise ValueError(f"{path} does not describe a tokenizer: {error}") from error
