@@ -31,9 +31,11 @@ from allyouneed.papers.serving import (
     Engine,
     Gathered,
     Limits,
+    NGramDraft,
     QueueFullError,
     RefusedError,
     Request,
+    Scheduler,
     StaticScheduler,
     StoppedError,
     TimeLimitError,
@@ -43,6 +45,7 @@ from allyouneed.text import Sampling, generate
 
 GREEDY = Sampling.greedy()
 VOCABULARY = 128
+PENALTIES = Sampling(presence_penalty=0.8, frequency_penalty=0.4, logit_bias={5: 4.0, 6: -3.0})
 
 
 @cache
@@ -205,7 +208,9 @@ class TestTexts:
         assert texts == [generate(model, [row], new_tokens=12, sampling=GREEDY)[0] for row in rows]
 
     @pytest.mark.parametrize(
-        "sampling", [Sampling(), Sampling(0.7, top_k=20, top_p=0.9), Sampling(repetition_penalty=1.5)], ids=str
+        "sampling",
+        [Sampling(), Sampling(0.7, top_k=20, top_p=0.9), Sampling(repetition_penalty=1.5), PENALTIES],
+        ids=str,
     )
     def test_drawn_texts_equal_plain_generation(self, sampling: Sampling) -> None:
         rows = prompts(6)
@@ -279,8 +284,8 @@ class TestTexts:
         assert own.tokens[0] == whole[: whole.index(whole[7])] and own.reasons == {0: "stop"}
 
         class Enough(Gathered):
-            def token(self, choice: int, token: int, likelihood: Any) -> object:
-                super().token(choice, token, likelihood)
+            def token(self, choice: int, token: int, logprobs: Any) -> object:
+                super().token(choice, token, logprobs)
                 return len(self.tokens[choice]) == 4
 
         ended = Enough()
@@ -288,17 +293,73 @@ class TestTexts:
         finish(engine)
         assert ended.tokens[0] == whole[:4] and ended.reasons == {0: "stop"}
 
-    def test_likelihoods_are_the_models(self) -> None:
+    def test_log_probabilities_are_the_models(self) -> None:
         (row,) = prompts(1, 9)
         engine, own = Engine(llama()), Gathered()
-        engine.submit(Request(row, 5, own, Sampling(2.0, top_k=3), likeliest=4))
+        engine.submit(Request(row, 5, own, Sampling(2.0, top_k=3), logprobs=4))
         finish(engine)
         logits = llama()(torch.tensor([row + own.tokens[0]])).detach()[0, len(row) - 1 : -1].log_softmax(-1)
-        for token, told, expected in zip(own.tokens[0], own.likelihoods[0], logits, strict=True):
+        for token, told, expected in zip(own.tokens[0], own.logprobs[0], logits, strict=True):
             assert told.token == pytest.approx(float(expected[token]), abs=1e-4)
             values, ids = expected.topk(4)
-            assert list(told.likeliest) == ids.tolist()
-            assert list(told.likeliest.values()) == pytest.approx(values.tolist(), abs=1e-4)
+            assert list(told.top) == ids.tolist()
+            assert list(told.top.values()) == pytest.approx(values.tolist(), abs=1e-4)
+
+    @pytest.mark.parametrize("tokens_of_a_step", [5, 64])
+    def test_log_probabilities_of_a_prompt(self, tokens_of_a_step: int) -> None:
+        row, others = (prompts(1, 60, seed=3)[0] * 40)[:40], prompts(4, 12)
+        limits = Limits(max_num_sequences=4, max_batched_tokens=tokens_of_a_step)
+
+        class Unlucky(Scheduler):
+            """Takes the blocks away once, half way through the prompt."""
+
+            def step(self) -> Any:
+                half = [one for one in self.running if one.request.prompt_logprobs is not None and one.table.length]
+                if half and not self.preemptions:
+                    self._preempt(half[0], [])
+                return super().step()
+
+        engine = Engine(llama(), cache_tokens=160, block_size=8, limits=limits, scheduler=Unlucky)
+        engine.generate([row], new_tokens=1)
+        for sampled in (0, 3):
+            own, rest = Gathered(), [Gathered() for _ in others]
+            for other, kept in zip(others, rest, strict=True):
+                engine.submit(Request(other, 20, kept, GREEDY))
+            engine.submit(Request(row, sampled, own, GREEDY, prompt_logprobs=2))
+            finish(engine)
+            logits = llama()(torch.tensor([row])).detach()[0].log_softmax(-1)
+            assert [told.token for told in own.prompt_logprobs] == pytest.approx(
+                logits[:-1].gather(-1, torch.tensor(row[1:])[:, None]).flatten().tolist(), abs=1e-4
+            )
+            assert [list(told.top) for told in own.prompt_logprobs] == logits[:-1].topk(2).indices.tolist()
+            assert own.tokens.get(0, []) == alone(tuple(row), 3)[:sampled] and own.reasons == {0: "length"}
+            assert own.cached_tokens == 0
+            assert [kept.tokens[0] for kept in rest] == [alone(tuple(other), 20) for other in others]
+        assert engine.scheduler.preemptions
+
+    def test_choices_of_no_tokens_end_at_once(self) -> None:
+        engine, own = Engine(llama()), Gathered()
+        engine.submit(Request([1, 2, 3], 0, own, choices=2, prompt_logprobs=0))
+        finish(engine)
+        assert own.reasons == {0: "length", 1: "length"} and not own.tokens
+        assert [dict(told.top) for told in own.prompt_logprobs] == [{}, {}]
+
+    def test_cached_tokens_are_told(self) -> None:
+        engine, first, second = Engine(llama(), block_size=8), Gathered(), Gathered()
+        for own in (first, second):
+            engine.submit(Request([3] * 20, 2, own, GREEDY))
+            finish(engine)
+        assert (first.cached_tokens, second.cached_tokens) == (0, 16)
+
+    def test_stop_tokens_do_not_end_a_text_early(self) -> None:
+        (row,) = prompts(1, 9)
+        stop = alone(tuple(row), 30)[2]
+        own = Gathered()
+        engine = Engine(llama(), limits=Limits(max_draft_tokens=3, max_num_sequences=2), draft=NGramDraft())
+        engine.submit(Request(row, 30, own, GREEDY, stop={stop, 10**6}, min_new_tokens=8))
+        finish(engine)
+        assert len(own.tokens[0]) >= 8 and stop not in own.tokens[0][:8]
+        assert own.tokens[0][:2] == alone(tuple(row), 30)[:2]
 
 
 class TestRefusals:
@@ -310,7 +371,10 @@ class TestRefusals:
             ({"choices": 0}, "choices 0 is out of range"),
             ({"seed": -1}, "seed -1 is out of range"),
             ({"seconds": 0.0}, "seconds 0.0 is out of range"),
-            ({"likeliest": -1}, "likeliest -1 is out of range"),
+            ({"logprobs": -1}, "logprobs -1 is out of range"),
+            ({"prompt_logprobs": -1}, "prompt_logprobs -1 is out of range"),
+            ({"min_new_tokens": 4}, "min_new_tokens 4 are more than new_tokens 3"),
+            ({"sampling": Sampling(logit_bias={128: 1.0})}, "logit_bias has token 128, but ids are 0 to 127"),
             ({"prompt": [VOCABULARY]}, "token 128 is not in the vocabulary"),
             ({"prompt": [-1]}, "token -1 is not in the vocabulary"),
             ({"new_tokens": 199}, "2 tokens of prompt and 199 new ones are more than the model's context of 200"),
@@ -407,7 +471,7 @@ class TestFailures:
 
     def test_a_listener_that_fails(self) -> None:
         class Failing(Gathered):
-            def token(self, choice: int, token: int, likelihood: Any) -> object:
+            def token(self, choice: int, token: int, logprobs: Any) -> object:
                 raise OSError("gone")
 
         engine, bad, good = Engine(llama()), Failing(), Gathered()

@@ -207,6 +207,14 @@ class TestDistribution:
         assert accept(rows, [DraftToken(0), DraftToken(1)], sampling, torch.Generator(), seen) == [0, 1, 0]
         assert not bool(seen.any())
 
+    def test_what_was_generated_is_penalised_within_proposals(self) -> None:
+        rows = torch.tensor([[2.0, 1.9, 0.0, 0.0]] * 3)
+        counts = torch.zeros(SIZE, dtype=torch.int32)
+        sampling = Sampling(0.0, frequency_penalty=0.3)
+        tokens = [DraftToken(0), DraftToken(1)]
+        assert accept(rows, tokens, sampling, torch.Generator(), counts=counts) == [0, 1, 0]
+        assert not bool(counts.any())
+
     def test_rows_and_proposals_that_do_not_fit(self) -> None:
         with pytest.raises(ValueError, match="1 draft tokens need 2 rows of logits, not 1"):
             accept(self.TARGET[0].log()[None], [DraftToken(0)], Sampling(), torch.Generator())

@@ -1,7 +1,7 @@
 """Answers: what the engine tells, turned into text in its thread and handed to the server's."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from allyouneed.text import TextStream, Tokenizer
@@ -106,6 +106,9 @@ class Answer:
         """Give the listener to one request of several, whose texts are numbered from `first` on."""
         return AnswerPart(self, first)
 
+    def prefilled(self, cached_tokens: int, logprobs: Sequence[LogProbabilities]) -> None:
+        """Hear from the engine's thread that a prompt is computed."""
+
     def token(self, choice: int, token: int, likelihood: LogProbabilities | None) -> object:
         """Take a token from the engine's thread; True where a stop string is complete."""
         self.usage.written += 1
@@ -164,7 +167,7 @@ class Answer:
         return Piece(choice, added, tuple(told), reason)
 
     def _written(self, token: int, offset: int, likelihood: LogProbabilities) -> WrittenToken:
-        likeliest = tuple((self._decoded(other), value) for other, value in likelihood.likeliest.items())
+        likeliest = tuple((self._decoded(other), value) for other, value in likelihood.top.items())
         return WrittenToken(self._decoded(token), offset, likelihood.token, likeliest)
 
     def _decoded(self, token: int) -> str:
@@ -183,6 +186,10 @@ class AnswerPart:
 
     answer: Answer
     first: int
+
+    def prefilled(self, cached_tokens: int, logprobs: Sequence[LogProbabilities]) -> None:
+        """See `Answer.prefilled`."""
+        self.answer.prefilled(cached_tokens, logprobs)
 
     def token(self, choice: int, token: int, likelihood: LogProbabilities | None) -> object:
         """See `Answer.token`."""

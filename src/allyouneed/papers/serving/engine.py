@@ -25,7 +25,7 @@ from .requests import (
     StoppedError,
     TimeLimitError,
 )
-from .sampler import SequenceSampler
+from .sampler import SequenceSampler, log_probabilities
 from .scheduler import Limits, ScheduledSequence, Scheduler, SequenceState
 from .speculation import Draft
 
@@ -132,6 +132,9 @@ class Engine:
         outside = next((token for token in request.prompt if not 0 <= token < self._vocabulary), None)
         if outside is not None:
             raise RefusedError(f"token {outside} is not in the vocabulary: ids are 0 to {self._vocabulary - 1}")
+        outside = next((token for token in request.sampling.logit_bias if token >= self._vocabulary), None)
+        if outside is not None:
+            raise RefusedError(f"logit_bias has token {outside}, but ids are 0 to {self._vocabulary - 1}")
         context = self.model.context
         if context is not None and len(request.prompt) + request.new_tokens > context:
             raise RefusedError(
@@ -272,11 +275,9 @@ class Engine:
                 sequence.table.advance(sequence.tokens, len(work.tokens))
             elif not sequence.generated:
                 sequence.table.advance(sequence.tokens, len(work.tokens))
-                with self._changed:
-                    sequences = [sequence, *self.scheduler.fork(sequence)]
-                for own in sequences:
-                    self._samplers[own] = SequenceSampler(own, self._vocabulary, self._draft)
-                ended = [own for own in sequences if self._append(own, logits)]
+                self._keep_prompt_logprobs(sequence, len(work.tokens), logits)
+                if sequence.table.length == len(sequence.tokens):
+                    ended = self._begin(sequence, logits[-1:])
             else:
                 before = len(sequence.tokens)
                 ended = [sequence] if self._append(sequence, logits) else []
@@ -293,15 +294,39 @@ class Engine:
         except Exception as error:
             self._fail(sequence.arrived, error)
 
+    def _keep_prompt_logprobs(self, sequence: SequenceState, count: int, logits: Float[Tensor, "_ vocabulary"]) -> None:
+        """Keep what the last tokens' logits say of those that follow them in the prompt, unless it is known."""
+        request = sequence.request
+        if request.prompt_logprobs is None:
+            return
+        # A sequence that lost its blocks comes by here again.
+        known = sequence.table.length - count
+        skipped = min(len(sequence.prompt_logprobs) - known, count)
+        following = list(request.prompt[known + 1 + skipped : sequence.table.length + 1])
+        rows = logits[skipped : skipped + len(following)]
+        sequence.prompt_logprobs += log_probabilities(rows, following, request.prompt_logprobs)
+
+    def _begin(self, sequence: SequenceState, logits: Float[Tensor, "1 vocabulary"]) -> list[SequenceState]:
+        """Begin all choices of a request whose prompt is computed, and give those that have ended at once."""
+        request = sequence.request
+        request.listener.prefilled(sequence.cached_tokens, sequence.prompt_logprobs)
+        with self._changed:
+            sequences = [sequence, *self.scheduler.fork(sequence)]
+        for own in sequences:
+            self._samplers[own] = SequenceSampler(own, self._vocabulary, self._draft)
+        if request.new_tokens == 0:
+            return [own for own in sequences if self._end(own, "length")]
+        return [own for own in sequences if self._append(own, logits)]
+
     def _append(self, sequence: SequenceState, logits: Float[Tensor, "_ vocabulary"]) -> bool:
         """Sample tokens, add them to the sequence and tell them, and say whether the sequence has ended."""
         request = sequence.request
-        for token, likelihood in self._samplers[sequence].sample(logits):
+        for token, logprobs in self._samplers[sequence].sample(logits):
             if token in request.stop:
                 return self._end(sequence, "stop")
             sequence.tokens.append(token)
             self._generated += 1
-            if request.listener.token(sequence.choice, token, likelihood) is True:
+            if request.listener.token(sequence.choice, token, logprobs) is True:
                 return self._end(sequence, "stop")
             if sequence.remaining == 0:
                 return self._end(sequence, "length")

@@ -45,7 +45,10 @@ class Told:
     tokens: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
 
-    def token(self, choice: int, token: int, likelihood: LogProbabilities | None) -> object:
+    def prefilled(self, cached_tokens: int, logprobs: Sequence[LogProbabilities]) -> None:
+        """The first token comes next."""
+
+    def token(self, choice: int, token: int, logprobs: LogProbabilities | None) -> object:
         """Keep a token."""
         self.tokens.append(token)
 

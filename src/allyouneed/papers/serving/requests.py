@@ -32,18 +32,27 @@ class LogProbabilities:
 
     Attributes:
         token: the logarithm of its probability.
-        likeliest: those of the likeliest tokens, by id, the likeliest first; as many as the request asks for.
+        top: those of the likeliest tokens, by id, the likeliest first; as many as the request asks for.
     """
 
     token: float
-    likeliest: Mapping[int, float]
+    top: Mapping[int, float]
 
 
 @runtime_checkable
 class Listener(Protocol):
     """Who is told what becomes of a request, from the engine's thread: what it does should be quick."""
 
-    def token(self, choice: int, token: int, likelihood: LogProbabilities | None) -> object:
+    def prefilled(self, cached_tokens: int, logprobs: Sequence[LogProbabilities]) -> None:
+        """Hear that the prompt is computed.
+
+        Args:
+            cached_tokens: how many of its tokens were in the cache.
+            logprobs: of its tokens from the second on, where they were asked for.
+        """
+        ...
+
+    def token(self, choice: int, token: int, logprobs: LogProbabilities | None) -> object:
         """Take a token of one of the sequences; True ends it here."""
         ...
 
@@ -62,14 +71,16 @@ class Request:
 
     Attributes:
         prompt: its tokens; at least one.
-        new_tokens: the most tokens of each sequence.
+        new_tokens: the most tokens of each sequence; 0 only where `prompt_logprobs` is given.
         listener: is told what comes.
         sampling: how tokens are sampled.
         stop: tokens that end a sequence and are not told.
         seed: of what is sampled; each choice has a generator of its own, the one that `text.generate` gives this row.
         choices: how many sequences are wanted.
-        likeliest: tell how likely tokens were, and this many of the likeliest besides; nothing where None.
+        logprobs: give the log probabilities of tokens, and of this many of the likeliest besides; none where None.
         seconds: the longest that all of it may take, waiting included; no limit where None.
+        prompt_logprobs: the same for the prompt, which is then computed anew, though it may be in the cache.
+        min_new_tokens: `stop` does not end a sequence before it has so many tokens.
 
     Raises:
         RefusedError: a number out of range.
@@ -82,17 +93,21 @@ class Request:
     stop: Collection[int] = ()
     seed: int = 0
     choices: int = 1
-    likeliest: int | None = None
+    logprobs: int | None = None
     seconds: float | None = None
+    prompt_logprobs: int | None = None
+    min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
         if len(self.prompt) == 0:
             raise RefusedError("the prompt is empty: it needs at least one token")
-        for name, least in (("new_tokens", 1), ("choices", 1), ("seed", 0)):
-            if getattr(self, name) < least:
+        fewest = 1 if self.prompt_logprobs is None else 0
+        ranges = ("new_tokens", fewest), ("choices", 1), ("seed", 0), ("logprobs", 0), ("prompt_logprobs", 0)
+        for name, least in (*ranges, ("min_new_tokens", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
                 raise RefusedError(f"{name} {getattr(self, name)} is out of range: it must be at least {least}")
-        if self.likeliest is not None and self.likeliest < 0:
-            raise RefusedError(f"likeliest {self.likeliest} is out of range: it must be at least 0")
+        if self.min_new_tokens > self.new_tokens:
+            raise RefusedError(f"min_new_tokens {self.min_new_tokens} are more than new_tokens {self.new_tokens}")
         if self.seconds is not None and not self.seconds > 0:
             raise RefusedError(f"seconds {self.seconds} is out of range: it must be above 0")
 
@@ -103,21 +118,29 @@ class Gathered:
 
     Attributes:
         tokens: of each choice.
-        likelihoods: of each choice's tokens, where they were asked for.
+        logprobs: of each choice's tokens, where they were asked for.
+        cached_tokens: how many tokens of the prompt were in the cache.
+        prompt_logprobs: of the prompt's tokens from the second on, where they were asked for.
         reasons: why each choice ended.
         error: why no more comes.
     """
 
     tokens: dict[int, list[int]] = field(default_factory=dict)
-    likelihoods: dict[int, list[LogProbabilities]] = field(default_factory=dict)
+    logprobs: dict[int, list[LogProbabilities]] = field(default_factory=dict)
+    cached_tokens: int = 0
+    prompt_logprobs: Sequence[LogProbabilities] = ()
     reasons: dict[int, FinishReason] = field(default_factory=dict)
     error: Exception | None = None
 
-    def token(self, choice: int, token: int, likelihood: LogProbabilities | None) -> object:
+    def prefilled(self, cached_tokens: int, logprobs: Sequence[LogProbabilities]) -> None:
+        """Keep what is told of the prompt."""
+        self.cached_tokens, self.prompt_logprobs = cached_tokens, logprobs
+
+    def token(self, choice: int, token: int, logprobs: LogProbabilities | None) -> object:
         """Keep a token."""
         self.tokens.setdefault(choice, []).append(token)
-        if likelihood is not None:
-            self.likelihoods.setdefault(choice, []).append(likelihood)
+        if logprobs is not None:
+            self.logprobs.setdefault(choice, []).append(logprobs)
 
     def ended(self, choice: int, reason: FinishReason) -> None:
         """Keep the reason."""

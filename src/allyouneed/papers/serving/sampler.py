@@ -1,7 +1,7 @@
 """How one sequence's tokens are sampled: its generator, what it has seen, and what is drafted for it."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from allyouneed.text.generation import row_generator
 
-from .requests import LogProbabilities
+from .requests import LogProbabilities, Request
 from .scheduler import SequenceState
 from .speculation import Draft, DraftToken, accept
 
@@ -27,7 +27,9 @@ class SequenceSampler:
         request = sequence.request
         self._sequence = sequence
         self._generator = row_generator(request.seed, sequence.choice)
-        self._seen = None
+        self._seen = self._counts = None
+        if request.sampling.needs_counts:
+            self._counts = torch.zeros(vocabulary, dtype=torch.int32)
         if request.sampling.repetition_penalty != 1:
             self._seen = torch.zeros(vocabulary, dtype=torch.bool)
             self._seen[torch.tensor(sequence.tokens)] = True
@@ -57,15 +59,46 @@ class SequenceSampler:
         """
         request = self._sequence.request
         draft_tokens = self._draft_tokens if len(logits) > 1 else []
-        tokens = accept(logits, draft_tokens, request.sampling, self._generator, self._seen)
+        allowed = _without_early_stops(logits, request, self._sequence.generated)
+        tokens = accept(allowed, draft_tokens, request.sampling, self._generator, self._seen, self._counts)
         for token, row in zip(tokens, logits, strict=False):
             if self._seen is not None:
                 self._seen[token] = True
-            yield token, None if request.likeliest is None else likelihoods(row, token, request.likeliest)
+            if self._counts is not None:
+                self._counts[token] += 1
+            yield (
+                token,
+                None if request.logprobs is None else log_probabilities(row[None], [token], request.logprobs)[0],
+            )
 
 
-def likelihoods(logits: Float[Tensor, " vocabulary"], token: int, count: int) -> LogProbabilities:
-    """Say how likely a token was, and which were likeliest."""
+def log_probabilities(
+    logits: Float[Tensor, "rows vocabulary"], tokens: Sequence[int], count: int
+) -> list[LogProbabilities]:
+    """Give the log probability of a token after each row of logits, and those of the likeliest tokens there.
+
+    Raises:
+        ValueError: logits that are not finite where they are highest.
+    """
     logarithms = logits.float().log_softmax(-1)
-    values, ids = logarithms.topk(min(count, len(logarithms)))
-    return LogProbabilities(float(logarithms[token]), dict(zip(ids.tolist(), values.tolist(), strict=True)))
+    if bool(logarithms.isnan().any()):
+        raise ValueError("the model's logits have no log probabilities: the highest of a row must be finite")
+    values, ids = logarithms.topk(min(count, logarithms.shape[-1]))
+    chosen = logarithms.gather(-1, torch.tensor(tokens, device=logits.device)[:, None]).squeeze(-1)
+    return [
+        LogProbabilities(own, dict(zip(top_ids, top, strict=True)))
+        for own, top_ids, top in zip(chosen.tolist(), ids.tolist(), values.tolist(), strict=True)
+    ]
+
+
+def _without_early_stops(
+    logits: Float[Tensor, "rows vocabulary"], request: Request, generated: int
+) -> Float[Tensor, "rows vocabulary"]:
+    """Mask the tokens that end a sequence in rows where it has too few tokens yet."""
+    early = request.min_new_tokens - generated
+    stop = [token for token in request.stop if token < logits.shape[-1]]
+    if early <= 0 or not stop:
+        return logits
+    logits = logits.clone()
+    logits[:early, stop] = -torch.inf
+    return logits

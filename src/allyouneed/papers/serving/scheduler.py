@@ -6,10 +6,10 @@ Again without tensors: a scheduler decides, takes blocks, and counts.
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .blocks import BlockPool, BlockTable
-from .requests import QueueFullError, RefusedError, Request
+from .requests import LogProbabilities, QueueFullError, RefusedError, Request
 
 
 @dataclass(eq=False)
@@ -23,6 +23,8 @@ class SequenceState:
         tokens: the prompt, and what was generated after it.
         table: where keys and values lie.
         stands_for_all: whether the other choices are still to be forked from this one, once the prompt is computed.
+        cached_tokens: how many tokens of the prompt were in the cache when the sequence was admitted.
+        prompt_logprobs: log probabilities of the prompt's tokens from the second on, as far as they are known.
     """
 
     request: Request
@@ -31,6 +33,8 @@ class SequenceState:
     tokens: list[int]
     table: BlockTable
     stands_for_all: bool = False
+    cached_tokens: int = 0
+    prompt_logprobs: list[LogProbabilities] = field(default_factory=list)
 
     @property
     def generated(self) -> int:
@@ -163,7 +167,7 @@ class Scheduler:
         """
         room = self.pool.blocks * self.pool.size
         # The last token is never fed.
-        if len(request.prompt) + request.new_tokens - 1 > room:
+        if len(request.prompt) + max(request.new_tokens, 1) - 1 > room:
             raise RefusedError(
                 f"{len(request.prompt)} tokens of prompt and {request.new_tokens} new ones do not fit into a cache "
                 f"of {room} tokens"
@@ -222,6 +226,8 @@ class Scheduler:
     def _prefill(self, sequence: SequenceState, budget: int, work: list[ScheduledSequence]) -> int:
         start, count = sequence.table.length, min(sequence.to_prefill, budget)
         wanted = int(count == sequence.to_prefill and not sequence.generated)
+        if sequence.request.prompt_logprobs is not None and not sequence.generated:
+            wanted = count
         return self._schedule(sequence, sequence.tokens[start : start + count], 0, wanted, work)
 
     def _schedule(
@@ -251,7 +257,9 @@ class Scheduler:
         sequence = self.waiting[0]
         if sum(map(_places, self.running)) + _places(sequence) > self.limits.max_num_sequences:
             return None
-        hits = sequence.table.reuse_cached(sequence.tokens)
+        # What is in the cache has no logits.
+        anew = sequence.request.prompt_logprobs is not None and not sequence.generated
+        hits = 0 if anew else sequence.table.reuse_cached(sequence.tokens)
         # Room for whole prompts, and a block for each that will want another, so that who is admitted does not preempt
         # others at once.
         wanted = sum(
@@ -262,6 +270,7 @@ class Scheduler:
             sequence.table.free()
             return None
         self.cache_hit_tokens += hits
+        sequence.cached_tokens = min(hits, len(sequence.request.prompt))
         self.running.append(self.waiting.popleft())
         return sequence
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from allyouneed.nn import Decoder, arrange_for_inference
@@ -147,6 +147,7 @@ def accept(
     sampling: Sampling,
     generator: torch.Generator,
     seen: Bool[Tensor, " vocabulary"] | None = None,
+    counts: Int[Tensor, " vocabulary"] | None = None,
 ) -> list[int]:
     """Give the draft tokens that are accepted, and the token that is sampled from the model itself after them.
 
@@ -160,6 +161,7 @@ def accept(
         sampling: how tokens are sampled: gives p.
         generator: of the sequence's random numbers.
         seen: True for tokens that the sequence has had, for a repetition penalty; it is not changed.
+        counts: how often the sequence generated each token, for the other penalties; it is not changed.
 
     Raises:
         ValueError: not one row more than draft tokens, or logits from which nothing can be sampled.
@@ -169,15 +171,18 @@ def accept(
             f"{len(draft_tokens)} draft tokens need {len(draft_tokens) + 1} rows of logits, not {len(logits)}"
         )
     seen = None if seen is None else seen.to(logits.device, copy=True)[None]
+    counts = None if counts is None else counts.to(logits.device, copy=True)[None]
     taken: list[int] = []
     for place, drafted in enumerate(draft_tokens):
-        token = _accepted(logits[place : place + 1], drafted, sampling, generator, seen)
+        token = _accepted(logits[place : place + 1], drafted, sampling, generator, seen, counts)
         taken.append(token)
         if token != drafted.token:
             return taken
         if seen is not None:
             seen[0, token] = True
-    return [*taken, int(sample(logits[-1:], sampling, [generator], seen))]
+        if counts is not None:
+            counts[0, token] += 1
+    return [*taken, int(sample(logits[-1:], sampling, [generator], seen, counts))]
 
 
 def _accepted(
@@ -186,11 +191,12 @@ def _accepted(
     sampling: Sampling,
     generator: torch.Generator,
     seen: Bool[Tensor, "1 vocabulary"] | None,
+    counts: Int[Tensor, "1 vocabulary"] | None,
 ) -> int:
     """Give the draft token where it is accepted, and otherwise what takes its place, which is another token."""
     if sampling.temperature == 0:
-        return int(sample(logits, sampling, [generator], seen))
-    wanted = probabilities(logits, sampling, seen)[0].cpu().double()
+        return int(sample(logits, sampling, [generator], seen, counts))
+    wanted = probabilities(logits, sampling, seen, counts)[0].cpu().double()
     given = torch.zeros_like(wanted)
     if drafted.sampled_from is None:
         given[drafted.token] = 1.0
