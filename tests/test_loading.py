@@ -90,7 +90,7 @@ def test_a_sentence_encoder() -> None:
 
 @pytest.mark.usefixtures("standins")
 def test_names_that_are_not_known(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no model is called 'smollm3': there are all-minilm-l6-v2, qwen2.5"):
+    with pytest.raises(ValueError, match=r"no model is called 'smollm3': there are all-minilm-l6-v2, qwen2\.5"):
         allyouneed.load("smollm3")
     with pytest.raises(ValueError, match="no model is called 'mnist'"):
         allyouneed.load("mnist")
