@@ -146,7 +146,7 @@ def test_padding_changes_nothing(build):
 
     def loss(source: Tensor, target: Tensor) -> Tensor:
         hidden = model.hidden(source, target[:, :-1], present=source != PADDING)
-        return linear_cross_entropy(hidden, model.output_weight, target[:, 1:], ignored=PADDING)
+        return linear_cross_entropy(hidden, model.output_weight, target[:, 1:], ignore_index=PADDING)
 
     sides = some_items(30)
     sides[1] = [[1, *target] for target in sides[1]]

@@ -22,9 +22,9 @@ def drawn(tokens: int, dtype: torch.dtype = torch.float64, scale: float = 1.0) -
     return hidden, weight, torch.randint(VOCABULARY, (tokens,), generator=generator)
 
 
-def expected_loss(hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int = -100) -> Tensor:
+def expected_loss(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
     logits = (hidden @ weight.T).reshape(-1, len(weight))
-    return F.cross_entropy(logits, targets.flatten(), reduction="sum", ignore_index=ignored)
+    return F.cross_entropy(logits, targets.flatten(), reduction="sum", ignore_index=ignore_index)
 
 
 def compare(hidden: Tensor, weight: Tensor, targets: Tensor, tolerance: float = 1e-11, **keywords: int) -> None:
@@ -77,7 +77,7 @@ def test_all_ignored_is_zero_and_has_no_gradient():
 def test_another_target_may_be_ignored(ignored: int):
     hidden, weight, targets = drawn(600)
     targets[::5] = ignored
-    compare(hidden, weight, targets, ignored=ignored)
+    compare(hidden, weight, targets, ignore_index=ignored)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32])

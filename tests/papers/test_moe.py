@@ -19,8 +19,7 @@ from allyouneed.papers.moe import (
     noisy_top_k,
     squared_variation,
 )
-from allyouneed.training import TrainingConfig, train
-from allyouneed.training.loop import Loss
+from allyouneed.training import Loss, TrainingConfig, train
 
 WIDTH, EXPERTS, HIDDEN = 6, 7, 5
 

@@ -18,8 +18,7 @@ from allyouneed.evidence.figures import svg
 from allyouneed.nn import linear_cross_entropy
 from allyouneed.papers.moe import HierarchicalGate, balancing_loss
 from allyouneed.papers.moe_explained import router_loss, upcycle
-from allyouneed.training import TrainingConfig, train
-from allyouneed.training.loop import Loss
+from allyouneed.training import Loss, TrainingConfig, train
 
 ROOMS = ("moe", "moe_explained")
 PARTS = {room: importlib.import_module(f"allyouneed.papers.{room}.experiment") for room in ROOMS}

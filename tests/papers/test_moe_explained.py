@@ -34,8 +34,7 @@ from allyouneed.papers.moe_explained import (
     within_capacity,
     z_loss,
 )
-from allyouneed.training import TrainingConfig, train
-from allyouneed.training.loop import Loss, next_token_loss
+from allyouneed.training import Loss, TrainingConfig, next_token_loss, train
 
 WIDTH, EXPERTS, HIDDEN = 6, 5, 7
 

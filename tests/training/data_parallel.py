@@ -9,8 +9,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from allyouneed.training import Checkpoint, TrainingConfig, TrainingResult, train
-from allyouneed.training.loop import Loss
+from allyouneed.training import Checkpoint, Loss, TrainingConfig, TrainingResult, train
 
 IGNORED = -1
 # Adam does not see the scale of gradients. A clip that some steps meet and others do not makes it count.
@@ -55,6 +54,8 @@ def results(fabric: Fabric, folder: Path) -> dict[str, Tensor]:
     for name, config in CONFIGS.items():
         module = model()
         keep(name, module, train(module, batch, loss, config, fabric=fabric))
+    module = model().bfloat16()
+    keep("in 16 bits", module, train(module, batch, loss, CONFIGS["accumulated"], fabric=fabric))
     checkpoint = Checkpoint(folder / f"of-{fabric.world_size}.safetensors", every_seconds=0.0)
     train(model(), batch, loss, TrainingConfig(3, 1e-2, clip=CLIP), fabric=fabric, checkpoint=checkpoint)
     fabric.barrier()

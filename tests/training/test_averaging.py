@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from allyouneed.training import CheckpointError, Snapshots, TrainingConfig, average, train
-from allyouneed.training.loop import Loss
+from allyouneed.training import CheckpointError, Loss, Snapshots, TrainingConfig, average, train
 
 
 def model(seed: int = 0) -> nn.Sequential:

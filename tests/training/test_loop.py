@@ -1,6 +1,7 @@
 """The training loop: that it learns, that it is what it says, and what it refuses."""
 
 import math
+import re
 from collections import Counter
 from typing import Any
 
@@ -22,7 +23,8 @@ from allyouneed.training import (
     next_token_loss,
     train,
 )
-from allyouneed.training.loop import parameter_groups, split_batch
+from allyouneed.training.stepping import split_batch
+from allyouneed.training.weights import Weights
 
 TEXT = """
 A reading list is a promise that is easy to make and hard to keep. One begins with the best of intentions, reads the
@@ -169,7 +171,8 @@ class TestStep:
         model = decoder()
         model.embedding.requires_grad_(False)
         before = weights(model)
-        train(model, drawn, next_token_loss, TrainingConfig(2, 1e-2))
+        result = train(model, drawn, next_token_loss, TrainingConfig(2, 1e-2))
+        assert result.frozen == ("embedding.weight",) and result.unused == ()
         changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
         assert "embedding.weight" not in changed and len(changed) > 10
 
@@ -212,13 +215,21 @@ class TestDiverging:
     def diverge(self, loss: Any, clip: float | None = 1.0) -> None:
         model = decoder()
         before = weights(model)
-        with pytest.raises(DivergedError, match=r"lower learning rate than 0\.01"):
+        with pytest.raises(DivergedError, match=r"at step 1 of 3: try a lower learning rate than 0\.01"):
             train(model, drawn, loss, TrainingConfig(3, 1e-2, clip=clip))
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
     @pytest.mark.parametrize("factor", [math.nan, math.inf, -math.inf])
     def test_a_loss_that_is_no_number(self, factor: float):
         self.diverge(lambda model, batch: Loss(next_token_loss(model, batch).total * factor, 1))
+
+    def test_the_step_is_told(self):
+        def loss(model: Decoder, batch: Tensor) -> Loss:
+            total, targets = next_token_loss(model, batch)
+            return Loss(total * (math.nan if torch.equal(batch, drawn(2)) else 1.0), targets)
+
+        with pytest.raises(DivergedError, match="the loss is nan at step 3 of 5"):
+            train(decoder(), drawn, loss, TrainingConfig(5, 1e-2))
 
     @pytest.mark.parametrize("clip", [None, 1.0])
     def test_a_gradient_that_is_no_number(self, clip: float | None):
@@ -233,20 +244,21 @@ class TestDiverging:
 class TestGroups:
     def test_every_weight_once_and_vectors_undecayed(self):
         model = decoder()
-        decayed, others = parameter_groups(model, 0.3)
+        decayed, others = Weights(model).groups(0.3)
         assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
-        everything = [id(p) for p in (*decayed["params"], *others["params"])]
+        everything = [id(p) for _, p in (*decayed["params"], *others["params"])]
         assert sorted(everything) == sorted(id(p) for p in model.parameters())
         named = {id(p): name for name, p in model.named_parameters()}
-        assert all(named[id(p)].endswith("bias") or "norm" in named[id(p)] for p in others["params"])
-        assert not any(named[id(p)].endswith("bias") or "norm" in named[id(p)] for p in decayed["params"])
+        assert all(named[id(p)] == name for name, p in (*decayed["params"], *others["params"]))
+        assert all(name.endswith("bias") or "norm" in name for name, _ in others["params"])
+        assert not any(name.endswith("bias") or "norm" in name for name, _ in decayed["params"])
 
     def test_shared_weights_are_in_once_and_frozen_ones_not_at_all(self):
         model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False), nn.Linear(3, 3))
         model[1].weight = model[0].weight
         model[2].requires_grad_(False)
-        decayed, others = parameter_groups(model, 0.1)
-        assert [id(p) for p in decayed["params"]] == [id(model[0].weight)] and others["params"] == []
+        (decayed,) = Weights(model).groups(0.1)
+        assert decayed["params"] == [("0.weight", model[0].weight)]
         train(model, lambda _: torch.ones(2, 3), lambda m, b: Loss(m(b).sum(), 2), TrainingConfig(1, 0.1))
 
 
@@ -286,15 +298,6 @@ class TestEvaluate:
             evaluate(decoder(), batches, lambda *_: Loss(torch.tensor(0.0), 0))
 
 
-def test_next_token_loss_is_the_cross_entropy_of_the_shifted_row():
-    model, tokens = decoder().double(), drawn(0)
-    total, targets = next_token_loss(model, tokens)
-    logits = model(tokens[:, :-1]).log_softmax(-1)
-    expected = -sum(logits[row, i, tokens[row, i + 1]] for row in range(7) for i in range(8))
-    torch.testing.assert_close(total, expected, rtol=1e-12, atol=0)
-    assert targets == 56
-
-
 class TestSplitting:
     @pytest.mark.parametrize(("rows", "parts", "sizes"), [(7, 3, [3, 2, 2]), (4, 4, [1] * 4), (5, 1, [5])])
     def test_as_even_as_can_be(self, rows: int, parts: int, sizes: list[int]):
@@ -328,7 +331,7 @@ class TestSplitting:
 
 
 def test_refuses_a_batch_without_targets():
-    with pytest.raises(ValueError, match="no targets"):
+    with pytest.raises(ValueError, match="the batch of step 1 has no targets"):
         train(
             decoder(),
             drawn,
@@ -346,11 +349,25 @@ def test_refuses_a_batch_without_targets():
         ("learning_rate", 0.0),
         ("learning_rate", -0.1),
         ("learning_rate", math.nan),
+        ("learning_rate", math.inf),
+        ("weight_decay", -0.1),
+        ("weight_decay", math.nan),
+        ("weight_decay", math.inf),
+        ("betas", (1.0, 0.9)),
+        ("betas", (0.9, -0.1)),
+        ("betas", (0.9, math.nan)),
         ("clip", 0.0),
         ("clip", -1.0),
         ("clip", math.nan),
     ],
 )
-def test_refuses_a_configuration(name: str, value: float):
-    with pytest.raises(ValueError, match=f"{name} is {value}"):
+def test_refuses_a_configuration(name: str, value: Any):
+    with pytest.raises(ValueError, match=re.escape(f"{name} is {value}")):
         TrainingConfig(**{"steps": 1, "learning_rate": 0.1} | {name: value})
+
+
+@pytest.mark.parametrize("factor", [-0.5, math.nan, math.inf])
+def test_refuses_a_schedule_that_gives_no_learning_rate(factor: float):
+    config = TrainingConfig(3, 0.1, schedule=lambda step, steps: factor if step == 1 else 1.0)
+    with pytest.raises(ValueError, match=f"gives {factor} at step 1 of 3"):
+        train(decoder(), drawn, next_token_loss, config)

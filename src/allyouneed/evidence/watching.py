@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from allyouneed.training import TrainingConfig, TrainingResult, evaluate, train
-from allyouneed.training.loop import LossFunction
+from allyouneed.training import LossFunction, TrainingConfig, TrainingResult, evaluate, train
 
 from .trial import Context
 

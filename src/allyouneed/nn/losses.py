@@ -16,7 +16,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int, needs_gradient: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, needs_gradient: bool
     ) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -29,7 +29,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, len(hidden), _TOKENS_AT_A_TIME):
                 chunk = slice(start, start + _TOKENS_AT_A_TIME)
                 chosen = targets[chunk]
-                counted = chosen != ignored
+                counted = chosen != ignore_index
                 index = chosen.where(counted, 0).long()[:, None]
                 logits = F.linear(low_hidden[chunk], low_weight).to(wide)
                 logits -= logits.amax(-1, keepdim=True)
@@ -61,7 +61,7 @@ def linear_cross_entropy(
     hidden: Float[Tensor, "*axes width"],
     weight: Float[Tensor, "vocabulary width"],
     targets: Int[Tensor, "*axes"],
-    ignored: int = -100,
+    ignore_index: int = -100,
 ) -> Float[Tensor, ""]:
     """Sum the cross-entropies, in nats, of the targets under the logits `hidden @ weight.T`.
 
@@ -69,14 +69,14 @@ def linear_cross_entropy(
     few hundred tokens at a time. The softmax is computed in 32 bits or more, whatever the precision of the matrices.
 
     Args:
-        hidden: the vectors before the output map.
-        weight: the output map.
+        hidden: the vectors before the output projection.
+        weight: the output projection.
         targets: the right token of each vector.
-        ignored: the target of positions that do not count.
+        ignore_index: the target of positions that do not count: they add neither loss nor gradient.
     """
     needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     total = _LinearCrossEntropy.apply(
-        hidden.reshape(-1, hidden.shape[-1]), weight, targets.flatten(), ignored, needs_gradient
+        hidden.reshape(-1, hidden.shape[-1]), weight, targets.flatten(), ignore_index, needs_gradient
     )
     assert isinstance(total, Tensor)
     return total

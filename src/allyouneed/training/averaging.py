@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .checkpoint import CheckpointError
+from .names import plain_name
 
 
 class Snapshots:
@@ -40,7 +41,10 @@ class Snapshots:
         if step not in self.steps:
             return
         # Tied weights are one storage under two names, which the format refuses: each gets its own copy.
-        weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
+        weights = {
+            plain_name(name): value.detach().to("cpu", copy=True).contiguous()
+            for name, value in model.state_dict().items()
+        }
         path = self.path(step)
         temporary = path.with_name(path.name + ".new")
         try:

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .names import listed, plain_name
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written, or does not fit what it is to be loaded into."""
@@ -26,12 +28,19 @@ class Checkpoint:
 
     Attributes:
         path: the file; written beside itself and moved into place, so that it is always whole.
-        every_seconds: the least time between two saves.
+        every_seconds: the least time between two saves; 0 saves after every step.
+
+    Raises:
+        ValueError: a time below 0, or that is no number.
     """
 
     path: Path
     every_seconds: float = 60.0
     _last: float = field(default_factory=time.monotonic, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.every_seconds >= 0:
+            raise ValueError(f"every_seconds is {self.every_seconds}: it must be 0 or more")
 
     @property
     def due(self) -> bool:
@@ -41,10 +50,12 @@ class Checkpoint:
     def save(self, model: nn.Module, optimizer: Optimizer, progress: dict[str, Any]) -> None:
         """Write model, optimiser, every random state and `progress` (plain JSON values and tensors).
 
+        Weights have the names that they have without `torch.compile`, whichever modules are compiled.
+
         Raises:
             CheckpointError: the file could not be written (a full disk); the one before it is untouched.
         """
-        tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+        tensors = {f"model.{plain_name(name)}": value for name, value in model.state_dict().items()}
         state = optimizer.state_dict()
         scalars: dict[str, dict[str, Any]] = {}
         for index, values in state["state"].items():
@@ -57,6 +68,7 @@ class Checkpoint:
         tensors |= {f"random.{name}": value for name, value in random_tensors.items()}
         tensors |= {f"progress.{name}": value for name, value in progress.items() if isinstance(value, Tensor)}
         plain = {
+            "optimizer": type(optimizer).__name__,
             "optimizer_groups": state["param_groups"],
             "optimizer_scalars": scalars,
             "random": random_plain,
@@ -83,8 +95,12 @@ class Checkpoint:
     def load(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any] | None:
         """Restore everything and return `progress`; None where there is no checkpoint.
 
+        The optimiser keeps the settings that it was made with (learning rate, weight decay, betas and the like); its
+        moments come from the file.
+
         Raises:
-            CheckpointError: the file is damaged, or of another model or optimiser.
+            CheckpointError: the file is damaged; or of another model, of weights in another precision, of another
+                optimiser, or of one over other weights. Nothing was restored then.
         """
         if not self.path.exists():
             return None
@@ -97,19 +113,48 @@ class Checkpoint:
                 f"{self.path} is not a readable checkpoint: {error}. Delete it to start anew"
             ) from error
         groups = _groups(tensors)
+        names = {plain_name(name): name for name in model.state_dict()}
         try:
-            model.load_state_dict(groups["model"])
+            self._check(model, optimizer, groups["model"], plain)
+            model.load_state_dict({names.get(name, name): value for name, value in groups["model"].items()})
             state: dict[int, dict[str, Any]] = {}
             for name, value in groups["optimizer"].items():
                 index, key = name.split(".", 1)
                 state.setdefault(int(index), {})[key] = value
             for index, values in plain["optimizer_scalars"].items():
                 state.setdefault(int(index), {}).update(values)
-            optimizer.load_state_dict({"state": state, "param_groups": plain["optimizer_groups"]})
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{self.path} does not fit this model: {error}. Delete it to start anew") from error
         _restore_random_state(groups["random"], plain["random"])
         return plain["progress"] | groups["progress"]
+
+    def _check(self, model: nn.Module, optimizer: Optimizer, saved: dict[str, Tensor], plain: dict[str, Any]) -> None:
+        """Hold a file to the model and the optimiser that it is to be loaded into.
+
+        Raises:
+            ValueError: they differ.
+        """
+        own = {plain_name(name): value for name, value in model.state_dict().items()}
+        if missing := sorted(own.keys() ^ saved.keys()):
+            raise ValueError(f"one has weights that the other has not: {listed(missing)}")
+        for name, value in own.items():
+            if value.shape != saved[name].shape:
+                raise ValueError(f"{name} is {tuple(saved[name].shape)} there and {tuple(value.shape)} here")
+            if value.dtype != saved[name].dtype:
+                raise ValueError(
+                    f"{name} is in {saved[name].dtype} there and in {value.dtype} here; a training goes on in the "
+                    "precision in which it began"
+                )
+        if plain["optimizer"] != type(optimizer).__name__:
+            raise ValueError(f"it is of the optimiser {plain['optimizer']}, and this is {type(optimizer).__name__}")
+        pairs = [(group["params"], group.get("param_names")) for group in plain["optimizer_groups"]]
+        now = [(group["params"], group.get("param_names")) for group in optimizer.state_dict()["param_groups"]]
+        if pairs != now:
+            there, here = ({name for _, names in groups for name in names or ()} for groups in (pairs, now))
+            raise ValueError(
+                f"other weights were trained than are now: {listed(sorted(there ^ here)) or 'in other groups'}"
+            )
 
 
 def _groups(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Protocol, runtime_checkable
 
 
@@ -25,8 +26,11 @@ class _WarmUp:
     warmup: int = 0
 
     def __post_init__(self) -> None:
-        if self.warmup < 0:
-            raise ValueError(f"warm-up of {self.warmup} steps: it must be 0 or more")
+        if not isinstance(self.warmup, Integral) or self.warmup < 0:
+            raise ValueError(f"warm-up of {self.warmup} steps: it must be a whole number, 0 or more")
+        final = getattr(self, "final", 0.0)
+        if not 0 <= final < math.inf:
+            raise ValueError(f"final is {final}: the factor at the end must be 0 or more, and finite")
 
     def __call__(self, step: int, steps: int) -> float:
         """Give the factor at this step."""

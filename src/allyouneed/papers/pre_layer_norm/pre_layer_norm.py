@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from allyouneed.nn import Block, CrossBlock, PostNorm, PreNorm
-from allyouneed.training.loop import Batch, LossFunction
+from allyouneed.training import Batch, LossFunction
 
 
 def pre_norm_block(*sublayers: nn.Module, norm: Callable[[], nn.Module]) -> Block:
