@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import FSDPStrategy
+from lightning_fabric.strategies.fsdp import FSDPStrategy
 from safetensors.torch import load_file
 from torch import Tensor, nn
 

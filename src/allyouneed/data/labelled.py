@@ -122,7 +122,7 @@ def _padded(rows: Sequence[LabelledBatch], pad: int, side: Side) -> LabelledBatc
         raise ValueError(f"side is {side!r}: padding stands on the 'left' or on the 'right'")
     if pad < 0:
         raise ValueError(f"pad is {pad}: it must be a token of the vocabulary, 0 or more")
-    fillings = LabelledBatch(pad, IGNORE_INDEX, False)  # pyright: ignore[reportArgumentType]
+    fillings = (pad, IGNORE_INDEX, False)
     return LabelledBatch(
         *(
             torch.nn.utils.rnn.pad_sequence(list(part), True, filling, padding_side=side)
@@ -163,7 +163,8 @@ class ShuffledPairs:
     ):
         self._rows = _rows(pairs, length, truncation)
         self._places = Shuffled(torch.arange(len(pairs)), batch, seed)
-        self._pad, self._side = pad, side
+        self._pad = pad
+        self._side: Side = side
         self.batches_per_epoch = self._places.batches_per_epoch
         self(0)
 

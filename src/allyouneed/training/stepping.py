@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import FSDPStrategy
+from lightning_fabric.strategies.fsdp import FSDPStrategy
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -103,7 +103,7 @@ class Stepper:
             gradient.mul_(fabric.world_size * divisor / float(count))
         self.scaling.unscale(self.optimizer)
         largest = math.inf if config.clip is None else config.clip
-        norm = fabric.clip_gradients(self.objective, self.optimizer, max_norm=largest, error_if_nonfinite=False)
+        norm: Any = fabric.clip_gradients(self.objective, self.optimizer, max_norm=largest, error_if_nonfinite=False)
         finite = norm is None or math.isfinite(norm)
         if not finite and not self.scaling.active:
             raise DivergedError(self._diverged(step, f"the gradient's norm is {float(norm)}"))
