@@ -103,10 +103,11 @@ class Stepper:
             gradient.mul_(fabric.world_size * divisor / float(count))
         self.scaling.unscale(self.optimizer)
         largest = math.inf if config.clip is None else config.clip
-        norm: Any = fabric.clip_gradients(self.objective, self.optimizer, max_norm=largest, error_if_nonfinite=False)
-        finite = norm is None or math.isfinite(norm)
+        found = fabric.clip_gradients(self.objective, self.optimizer, max_norm=largest, error_if_nonfinite=False)
+        norm = 0.0 if found is None else float(found)
+        finite = math.isfinite(norm)
         if not finite and not self.scaling.active:
-            raise DivergedError(self._diverged(step, f"the gradient's norm is {float(norm)}"))
+            raise DivergedError(self._diverged(step, f"the gradient's norm is {norm}"))
         self.scaling.step(self.optimizer)
         if finite:
             self.weights.give_back()
