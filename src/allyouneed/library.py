@@ -1,7 +1,8 @@
 """Rooms as a whole: their experiments, their recorded results, and the text that is generated from them.
 
 `python -m allyouneed.library` writes the README's reading list and every room's measured section anew; with `--check`
-it writes nothing and fails where they differ from the recorded results.
+it writes nothing and fails where they differ from the recorded results. With `--judge-again` it first judges every
+recorded trial anew, after a change of the statistics or of the words of claims.
 """
 
 import importlib
@@ -11,7 +12,17 @@ from typing import Any
 
 from allyouneed import catalog
 from allyouneed.catalog import Paper
-from allyouneed.evidence import SCALES, Experiment, ResultsError, read_results, save_figure, trials_of, verify
+from allyouneed.evidence import (
+    SCALES,
+    Experiment,
+    ResultsError,
+    judge_again,
+    read_results,
+    save_figure,
+    trials_of,
+    verify,
+    write_results,
+)
 from allyouneed.evidence.figures import svg
 from allyouneed.evidence.measured import ListedPaper, exhibit_file, measured_section, reading_list, replace_between
 from allyouneed.evidence.report import Entry
@@ -159,6 +170,23 @@ def write_generated() -> None:
         path.write_text(text, encoding="utf-8")
 
 
+def judge_all_again() -> None:
+    """Judge all recorded trials anew and write the results files; say which verdicts changed.
+
+    Raises:
+        ResultsError: a claim tests something else than when it was recorded.
+    """
+    for paper in catalog.papers():
+        for scale, results in recorded(paper).items():
+            again = judge_again(experiment_of(paper), results)
+            now = {claim["id"]: claim["verdict"] for claim in again["claims"]}
+            for claim in results["claims"]:
+                verdict = now.get(claim["id"], "no longer tried")
+                if verdict != claim["verdict"]:
+                    print(f"{paper.room}, {scale}: {claim['id']} was {claim['verdict']} and is {verdict}")
+            write_results(paper.results(scale), again)
+
+
 if __name__ == "__main__":
     if "--check" in sys.argv[1:]:
         problems = differences()
@@ -166,4 +194,6 @@ if __name__ == "__main__":
             "\n".join(problems) if problems else "generated text, figures and verdicts follow from the recorded trials"
         )
         sys.exit(bool(problems))
+    if "--judge-again" in sys.argv[1:]:
+        judge_all_again()
     write_generated()

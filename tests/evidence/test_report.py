@@ -426,7 +426,7 @@ def test_equal_samples_do_not_hide_each_other():
     assert drawing and len({x for x, _, _ in drawing.dots}) == 1
     heights = sorted(y for _, y, _ in drawing.dots)
     assert len(set(heights)) == 5 and heights[0] >= 18 and heights[-1] <= 65
-    assert drawing.interval == (drawing.mean, drawing.mean)
+    assert drawing.interval is None
 
 
 def test_what_has_no_sample_has_no_strip():
@@ -468,6 +468,8 @@ def test_any_strip_keeps_order_and_stays_in_the_drawing(values: list[float], bou
             "samples": {str(seed): value for seed, value in enumerate(values)},
             "measured": values[0],
             "interval": [min(values), max(values)],
+            "deterministic": False,
+            "resolution": None,
             "confidence": 0.95,
             "bounds": [low, high],
             "threshold": "x",

@@ -21,6 +21,7 @@ from allyouneed.evidence import (
     ResultsError,
     Run,
     TrialResult,
+    judge_again,
     read_results,
     record,
     run,
@@ -284,3 +285,33 @@ def test_an_exhibit_is_a_plain_file_of_a_known_kind(name: str, tmp_path: Path, e
 
     finished = run(replace(experiment, trial=trial), folder=tmp_path, workers=1)
     assert finished.failures and all("must be a plain file name" in failure.error for failure in finished.failures)
+
+
+def test_judging_again_keeps_trials_and_takes_new_words(experiment: Experiment, contents: dict[str, Any]) -> None:
+    [claim] = experiment.claims
+    reworded = replace(experiment, claims=(replace(claim, source="Table 7", sabotage="arms exchanged"),))
+    with pytest.raises(ResultsError, match="recorded with another"):
+        verify(reworded, contents)
+    again = judge_again(reworded, contents)
+    verify(reworded, again)
+    assert again["trials"] == contents["trials"]
+    assert (again["claims"][0]["source"], again["claims"][0]["sabotage"]) == ("Table 7", "arms exchanged")
+    assert again["checksum"] == checksum(again) != contents["checksum"]
+    assert judge_again(experiment, contents) == contents
+    # A claim that is no longer tried may go; the trials tell of it still.
+    assert judge_again(replace(experiment, claims=()), contents)["claims"] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": "another"}, "claim another was not recorded"),
+        ({"test": Better("size", "small", "large", margin=0.5)}, "the threshold of claim small_is_smaller was"),
+    ],
+)
+def test_judging_again_refuses_what_was_not_tried(
+    experiment: Experiment, contents: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    [claim] = experiment.claims
+    with pytest.raises(ResultsError, match=message):
+        judge_again(replace(experiment, claims=(replace(claim, **change),)), contents)

@@ -131,9 +131,9 @@ def test_the_outcome_says_which_interval_it_gives():
 
 def test_a_ratio_is_written_in_per_cent():
     ratio = recorded(Better("loss", "a", 2.0, relative=True), 3, a=[1.5, 1.0, 1.25])
-    assert ratio["measured"] == -0.375
+    assert ratio["measured"] == pytest.approx((0.75 * 0.5 * 0.625) ** (1 / 3) - 1)
     assert outcome(recorded(Better("loss", "a", 2.0, relative=True), 1, a=[1.5])) == "−25 %"
-    assert outcome(ratio) == "−37.5 [−68.6, −6.4] %"
+    assert outcome(ratio) == "−38.3 [−62.8, 2.1] %"
 
 
 def test_seeds_are_counted_that_have_everything():

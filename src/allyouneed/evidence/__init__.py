@@ -1,9 +1,20 @@
 """Claims, trials, the runner, recorded results, verdicts, figures and the report: does the claim hold, with numbers?"""
 
-from .claims import Better, Claim, Equivalent, Exact, Finding, Trend, TrialResult, Verdict
+from .claims import (
+    Better,
+    Claim,
+    Equivalent,
+    Exact,
+    Finding,
+    Reading,
+    Resolution,
+    Trend,
+    TrialResult,
+    Verdict,
+)
 from .experiment import SCALES, Experiment, Scale, ScaleName, SettingError
 from .figures import curves_figure, draw_curves, panels, save_figure
-from .results import ResultsError, read_results, record, trials_of, verify, write_results
+from .results import ResultsError, judge_again, read_results, record, trials_of, verify, write_results
 from .runner import Progress, Run, plan, run, runs_folder, usable_cores
 from .statistics import Interval, mean_interval
 from .trial import Context, Record, Task
@@ -19,7 +30,9 @@ __all__ = [
     "Finding",
     "Interval",
     "Progress",
+    "Reading",
     "Record",
+    "Resolution",
     "ResultsError",
     "Run",
     "Scale",
@@ -31,6 +44,7 @@ __all__ = [
     "Verdict",
     "curves_figure",
     "draw_curves",
+    "judge_again",
     "mean_interval",
     "panels",
     "plan",

@@ -122,6 +122,34 @@ def trials_of(contents: dict[str, Any]) -> list[TrialResult]:
     return [TrialResult(**trial) for trial in contents["trials"]]
 
 
+def judge_again(experiment: Experiment, contents: dict[str, Any]) -> dict[str, Any]:
+    """Judge recorded trials anew, after a change of the statistics or of a claim's words; the trials stay as they are.
+
+    Args:
+        experiment: with the claims as they are now. A claim that was recorded may be gone.
+        contents: of a results file.
+
+    Raises:
+        ResultsError: a claim is new, or its test is another than when it was recorded: that takes another run.
+    """
+    trials = trials_of(contents)
+    seeds = range(experiment.scales[contents["scale"]].seeds)
+    earlier = {claim["id"]: claim for claim in contents["claims"]}
+    claims = [json.loads(json.dumps(claim.record(claim.judge(trials, seeds)))) for claim in experiment.claims]
+    for claim in claims:
+        then = earlier.get(claim["id"])
+        if then is None:
+            raise ResultsError(f"{contents['paper']}: claim {claim['id']} was not recorded: it needs a run of its own")
+        for key in ("kind", "threshold", "bounds", "relative"):
+            if claim[key] != then[key]:
+                raise ResultsError(
+                    f"{contents['paper']}: the {key} of claim {claim['id']} was {then[key]!r} and is {claim[key]!r}: "
+                    "what is tested does not change after a run; give the claim another name, and record it"
+                )
+    changed = {**contents, "claims": claims, "trials": [dataclasses.asdict(trial) for trial in trials]}
+    return changed | {"checksum": checksum(changed)}
+
+
 def verify(experiment: Experiment, contents: dict[str, Any]) -> None:
     """Judge the recorded trials again and hold the recorded claims to what comes out.
 

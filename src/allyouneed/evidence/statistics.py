@@ -9,18 +9,6 @@ from fractions import Fraction
 
 import numpy as np
 
-# scipy is imported where it is used: scipy.stats alone takes longer to import than judging a whole run's claims.
-
-BOOTSTRAP_FROM = 10
-"""The number of samples from which an interval is bootstrapped; below it, it is Student's t."""
-
-RESAMPLES = 9_999
-"""Bootstrap resamples of an interval."""
-
-_BOOTSTRAP_SEED = 0
-# Bounds the memory of the bootstrap: values held at once, whatever the number of samples.
-_BOOTSTRAP_VALUES = 2_000_000
-
 
 @dataclass(frozen=True)
 class Interval:
@@ -74,11 +62,10 @@ def mean(samples: Sequence[float]) -> float:
 
 
 def mean_interval(samples: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Return a two-sided confidence interval of the mean of the population that the samples come from.
+    """Return Student's two-sided confidence interval of the mean of the population that the samples come from.
 
-    Below 10 samples it is Student's t; from 10 on, the bias-corrected and accelerated bootstrap (Efron 1987) with a
-    fixed seed, so that the same samples, in any order, always give the same interval. Samples that are all equal give
-    the degenerate interval [m, m].
+    The bootstrap (BCa) is not used: with 10 to 20 samples its intervals are too short, and what should be 2.5 % of
+    wrong verdicts on either side is about 5. Samples that are all equal give the degenerate interval [m, m].
 
     Args:
         samples: at least 2 finite numbers.
@@ -89,7 +76,7 @@ def mean_interval(samples: Sequence[float], confidence: float = 0.95) -> Interva
     """
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
-    # In order of size, so that the resamples drawn do not depend on the order in which the samples came.
+    # In order of size, so that rounding does not depend on the order in which the samples came.
     values = sorted(_finite("samples", samples))
     if len(values) < 2:
         raise ValueError(f"an interval of the mean needs at least 2 samples, got {values}")
@@ -99,12 +86,36 @@ def mean_interval(samples: Sequence[float], confidence: float = 0.95) -> Interva
     centre = float(exact_centre)
     if spread == 0:
         return Interval(centre, centre, confidence)
-    # Both intervals follow a shift and a rescaling of the samples, so they are computed about 0 at unit spread, where
+    # The interval follows a shift and a rescaling of the samples, so it is computed about 0 at unit spread, where
     # nothing overflows, vanishes or cancels, and carried back.
     standard = np.array([float(deviation / spread) for deviation in deviations])
-    low, high = (_student if len(values) < BOOTSTRAP_FROM else _bootstrap)(standard, confidence)
-    scale = float(spread)
-    return Interval(centre + low * scale, centre + high * scale, confidence)
+    half = _half_width(standard, confidence) * float(spread)
+    return Interval(centre - half, centre + half, confidence)
+
+
+def detectable(samples: Sequence[float], confidence: float = 0.95, power: float = 0.8) -> float:
+    """Return how far a mean must lie from a bound to be seen to lie beyond it in most repetitions.
+
+    With the samples' standard deviation s and number n, an interval of this confidence lies wholly beyond a bound at
+    distance d with the probability that a noncentral t of n − 1 degrees and shift d √n / s exceeds its critical value.
+
+    Args:
+        samples: at least 2 finite numbers.
+        confidence: of the interval, in (0, 1).
+        power: the share of repetitions, in (0, 1).
+
+    Raises:
+        ValueError: fewer than 2 samples, or one that is not finite.
+    """
+    from scipy.special import nctdtrinc, stdtrit
+
+    values = np.array(_finite("samples", samples))
+    if len(values) < 2:
+        raise ValueError(f"a spread needs at least 2 samples, got {values.tolist()}")
+    degrees = len(values) - 1
+    critical = stdtrit(degrees, (1.0 + confidence) / 2.0)
+    shift = float(nctdtrinc(degrees, 1.0 - power, critical))
+    return shift * float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> Line:
@@ -177,24 +188,8 @@ def _exact_mean(values: Sequence[float]) -> Fraction:
     return sum(map(Fraction, values), Fraction(0)) / len(values)
 
 
-def _student(samples: np.ndarray, confidence: float) -> tuple[float, float]:
+def _half_width(samples: np.ndarray, confidence: float) -> float:
     from scipy.special import stdtrit
 
     count = len(samples)
-    half = float(stdtrit(count - 1, (1.0 + confidence) / 2.0) * samples.std(ddof=1) / math.sqrt(count))
-    return -half, half
-
-
-def _bootstrap(samples: np.ndarray, confidence: float) -> tuple[float, float]:
-    from scipy.stats import bootstrap
-
-    result = bootstrap(
-        (samples,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=max(1, _BOOTSTRAP_VALUES // len(samples)),
-        confidence_level=confidence,
-        method="BCa",
-        rng=np.random.default_rng(_BOOTSTRAP_SEED),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    return float(stdtrit(count - 1, (1.0 + confidence) / 2.0) * samples.std(ddof=1) / math.sqrt(count))

@@ -92,13 +92,26 @@ def estimate(measured: float, low: float, high: float, bounds: Sequence[float | 
 def outcome(claim: Mapping[str, Any]) -> str:
     """Write what was measured for a claim: the mean and its interval, or for an exact claim the worst and the range.
 
-    An interval has 95 % confidence where nothing else is said. What was judged as a ratio is written in per cent.
+    An interval has 95 % confidence where nothing else is said. What was judged as a ratio is written in per cent. What
+    the interval's half-width was expected to be stands after it, where the claim says.
     """
+    return f"{_measured(claim)}{_promised(claim)}"
+
+
+def _promised(claim: Mapping[str, Any]) -> str:
+    if claim["resolution"] is None:
+        return ""
+    half_width = claim["resolution"]["half_width"]
+    return f" (±{number(100 * half_width)} % expected)" if claim["relative"] else f" (±{number(half_width)} expected)"
+
+
+def _measured(claim: Mapping[str, Any]) -> str:
     measured, interval = claim["measured"], claim["interval"]
     if measured is None:
         return NONE
     if interval is None:
-        return f"{number(100 * measured)} %" if claim["relative"] else number(measured)
+        text = f"{number(100 * measured)} %" if claim["relative"] else number(measured)
+        return f"{text}, deterministic" if claim["deterministic"] else text
     low, high = interval
     if claim["kind"] != "exact":
         if claim["relative"]:
@@ -136,8 +149,9 @@ def verdict_counts(claims: Sequence[Mapping[str, Any]]) -> str:
 
 
 def minutes(results: Mapping[str, Any]) -> str:
-    """Write the minutes that the trials took, one after the other."""
-    total = sum(trial["seconds"] for trial in results["trials"]) / 60
+    """Write the minutes that the trials took, one after the other, with the shared stages that they stand on."""
+    stages = {name: seconds for trial in results["trials"] for name, seconds in trial.get("stages", {}).items()}
+    total = (sum(trial["seconds"] for trial in results["trials"]) + sum(stages.values())) / 60
     return f"{total:,.0f}" if total >= 9.95 else f"{total:.1f}" if total >= 0.05 else "under 0.1"
 
 
