@@ -29,7 +29,7 @@ from .feed_forward import FeedForward, GatedFeedForward
 from .inference import arrange_for_inference
 from .initialise import initialise_xavier
 from .losses import linear_cross_entropy
-from .mixture import Experts, GatedExperts, Routes, mix, segment_linear, sort_routes
+from .mixture import Experts, GatedExperts, Mixture, Routes, mix, segment_linear, sort_routes
 from .normalisation import RMSNorm
 from .positions import LearnedPositions, PositionScheme, RotaryPositions, Rotation, SinusoidalPositions
 from .quantized import Int4Linear, Int8Linear, QuantizedEmbedding, join_projections, quantize_int8, tie_quantized
@@ -56,6 +56,7 @@ __all__ = [
     "KeyValueCache",
     "LayerCache",
     "LearnedPositions",
+    "Mixture",
     "PositionScheme",
     "PostNorm",
     "PreNorm",

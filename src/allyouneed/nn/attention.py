@@ -24,11 +24,13 @@ class AttentionPattern:
         causal: each query looks at itself and what precedes it, said without a mask so that kernels can skip work.
             Queries and keys must then be the same tokens.
         rotation: turns queries and keys.
+        present: False where a query is padding; None where none is. For layers in which tokens are counted.
     """
 
     mask: Float[Tensor, "#batch #heads queries keys"] | Bool[Tensor, "#batch #heads queries keys"] | None = None
     causal: bool = False
     rotation: Rotation | None = None
+    present: Bool[Tensor, "batch queries"] | None = None
 
 
 def attention_pattern(
@@ -78,10 +80,11 @@ def attention_pattern(
         own = key_slots == query_slots[:, None]
         seen = present[:, None, None, :] | own
         allowed = seen if allowed is None else allowed & seen
-    if bias is None:
-        return AttentionPattern(mask=allowed, rotation=rotation)
-    mask = bias[None]
-    return AttentionPattern(mask if allowed is None else mask.masked_fill(~allowed, -torch.inf), rotation=rotation)
+    there = None if present is None else present[:, keys - queries :]
+    mask = allowed
+    if bias is not None:
+        mask = bias[None] if allowed is None else bias[None].masked_fill(~allowed, -torch.inf)
+    return AttentionPattern(mask=mask, rotation=rotation, present=there)
 
 
 def fused_attention(

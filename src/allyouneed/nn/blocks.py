@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .attention import AttentionPattern
 from .cache import LayerCache
+from .mixture import is_mixture
 
 
 class _Residual(nn.Module):
@@ -76,4 +77,11 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch length width"]:
         """Pass the tokens through both sublayers."""
-        return self.feed_forward(self.attention(hidden, pattern, cache=cache))
+        return self._position_wise(self.attention(hidden, pattern, cache=cache), pattern)
+
+    def _position_wise(self, hidden: Tensor, pattern: AttentionPattern | None) -> Tensor:
+        """Apply the feed-forward layer; a mixture of experts is told what is padding."""
+        present = None if pattern is None else pattern.present
+        if present is None or not is_mixture(getattr(self.feed_forward, "sublayer", self.feed_forward)):
+            return self.feed_forward(hidden)
+        return self.feed_forward(hidden, present=present)

@@ -147,7 +147,7 @@ class CrossBlock(Block):
         # The rows of one source look at it together, as if they were one longer sequence.
         together = hidden.reshape(len(cache.source), -1, hidden.shape[-1])
         together = self.cross_attention(together, cache.pattern, source=cache.new_source(), cache=cache.of_source)
-        return self.feed_forward(together.reshape(hidden.shape))
+        return self._position_wise(together.reshape(hidden.shape), pattern)
 
 
 class EncoderDecoder(nn.Module):
@@ -185,9 +185,10 @@ class EncoderDecoder(nn.Module):
         target: Int[Tensor, "batch length"],
         *,
         present: Bool[Tensor, "batch source_length"] | None = None,
+        target_present: Bool[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch length vocabulary"]:
         """Give the logits of the token that follows each target token; arguments as in `hidden`."""
-        return self.decoder.logits(self.hidden(source, target, present=present))
+        return self.decoder.logits(self.hidden(source, target, present=present, target_present=target_present))
 
     def hidden(
         self,
@@ -195,21 +196,23 @@ class EncoderDecoder(nn.Module):
         target: Int[Tensor, "batch length"],
         *,
         present: Bool[Tensor, "batch source_length"] | None = None,
+        target_present: Bool[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch length width"]:
         """Give each target token's vector after the last block and norm.
 
         Args:
             source: what is to be translated.
-            target: what it becomes, from the token that begins every target. Padding, on the right, needs no mark: no
-                token looks at what follows it.
+            target: what it becomes, from the token that begins every target.
             present: False where a source token is padding; all tokens are present where None.
+            target_present: False where a target token is padding. On the right it needs no mark, since no token looks
+                at what follows it, except for layers in which tokens are counted (mixtures of experts).
 
         Raises:
             ValueError: a source or a target without tokens, or what a position scheme refuses.
         """
         encoded = self._encode(source, present)
         cache = CrossCache(len(self.decoder.blocks), encoded, present, keep=False)
-        return self.decoder.hidden(target, cache=cache)
+        return self.decoder.hidden(target, present=target_present, cache=cache)
 
     @property
     def output_weight(self) -> Float[Tensor, "vocabulary width"]:

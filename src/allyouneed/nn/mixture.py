@@ -1,6 +1,6 @@
 """Tokens to experts and back: routes sorted by expert, products over segments of rows, and the weighted sum of answers.
 
-A mixture of experts computes a different map for every token without a loop over tokens. Routes, one for each token
+A mixture of experts computes another function for each token without a loop over tokens. Routes, one for each token
 and expert that it is sent to, are sorted by expert, so that what an expert receives is a segment of consecutive rows.
 Each segment is multiplied by its expert's matrices, and the answers are added up at the tokens where they came from.
 """
@@ -151,6 +151,39 @@ def segment_linear(
         mapped = _SegmentLinear.apply(rows, list(counts), biases is not None, *parameters)
     assert isinstance(mapped, Tensor)
     return mapped
+
+
+class Mixture(nn.Module):
+    """A position-wise layer of many experts, in which tokens are counted and may compete for room.
+
+    Padding takes no part: it is not routed, and neither capacity nor losses nor statistics know of it. So rows with
+    padding are routed as their tokens alone would be.
+    """
+
+    def forward(
+        self, hidden: Float[Tensor, "*axes width"], present: Bool[Tensor, "*axes"] | None = None
+    ) -> Float[Tensor, "*axes width"]:
+        """Send each token through its experts.
+
+        Args:
+            hidden: the tokens' vectors.
+            present: False where a token is padding, which is given zeros; all are present where None.
+        """
+        tokens = hidden.reshape(-1, hidden.shape[-1])
+        if present is None:
+            return self.mixed(tokens).reshape(hidden.shape)
+        places = present.flatten().nonzero().squeeze(1)
+        mixed = self.mixed(tokens[places])
+        return mixed.new_zeros(tokens.shape).index_copy(0, places, mixed).reshape(hidden.shape)
+
+    def mixed(self, tokens: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
+        """Send tokens, none of which is padding, through their experts."""
+        raise NotImplementedError
+
+
+def is_mixture(layer: nn.Module) -> bool:
+    """Tell whether a layer takes `present` as a `Mixture` does, compiled or not."""
+    return isinstance(getattr(layer, "_orig_mod", layer), Mixture)
 
 
 class Experts(nn.Module):

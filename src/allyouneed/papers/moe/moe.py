@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from allyouneed.nn import Experts, initialise_xavier, mix, segment_linear, sort_routes
+from allyouneed.nn import Experts, Mixture, initialise_xavier, mix, segment_linear, sort_routes
+from allyouneed.nn.mixture import is_mixture
 
 # Below any noise that matters, and above zero, by which the margin is divided.
 _LEAST_DEVIATION = 1e-6
@@ -142,13 +143,13 @@ class HierarchicalGate(nn.Module):
         load = (primary.load[:, None] * shares).flatten()
         # Back from the groups' order to that of the tokens.
         unsorted = routes.places.argsort()
-        chosen = (group[:, None] * self.size + within)[unsorted].reshape(len(tokens), -1)
-        weights = (routes.weights[:, None] * secondary)[unsorted].reshape(len(tokens), -1)
+        chosen = (group[:, None] * self.size + within)[unsorted].reshape(len(tokens), self.k**2)
+        weights = (routes.weights[:, None] * secondary)[unsorted].reshape(len(tokens), self.k**2)
         importance = weights.new_zeros(self.experts).index_add(0, chosen.flatten(), weights.flatten())
         return Gating(chosen, weights, importance, load)
 
 
-class MixtureOfExperts(nn.Module):
+class MixtureOfExperts(Mixture):
     """y = Σ G(x)_i E_i(x), computing only the experts whose gate value is not zero (equation 1).
 
     Takes the place of any position-wise layer: between LSTMs, or as a transformer's feed-forward layer.
@@ -158,7 +159,7 @@ class MixtureOfExperts(nn.Module):
         experts: `Experts` or `GatedExperts`, as many as the gate chooses from.
 
     Attributes:
-        gating: what the gate decided in the last call, for the balancing losses and statistics.
+        gating: what the gate decided in the last call, padding left out, for the balancing losses and statistics.
 
     Raises:
         ValueError: a gate for another number of experts.
@@ -172,12 +173,11 @@ class MixtureOfExperts(nn.Module):
         self.experts = experts
         self.gating: Gating | None = None
 
-    def forward(self, hidden: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes width"]:
+    def mixed(self, tokens: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
         """Send each token through its experts."""
-        tokens = hidden.reshape(-1, hidden.shape[-1])
         self.gating = gating = self.gate(tokens)
         routes = sort_routes(gating.experts, gating.weights, self.experts.number)
-        return mix(tokens, routes, self.experts).reshape(hidden.shape)
+        return mix(tokens, routes, self.experts)
 
 
 def squared_variation(values: Float[Tensor, " experts"]) -> Float[Tensor, ""]:
@@ -239,16 +239,31 @@ class RecurrentMixture(nn.Module):
         self.head = nn.Linear(width, vocabulary, bias=False)
         initialise_xavier(self)
 
-    def forward(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length vocabulary"]:
-        """Give the logits of the token that follows each token."""
-        return self.head(self.hidden(tokens))
+    def forward(
+        self, tokens: Int[Tensor, "batch length"], *, present: Bool[Tensor, "batch length"] | None = None
+    ) -> Float[Tensor, "batch length vocabulary"]:
+        """Give the logits of the token that follows each token; arguments as in `hidden`."""
+        return self.head(self.hidden(tokens, present=present))
 
-    def hidden(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
-        """Give each token's vector before the output map."""
+    def hidden(
+        self, tokens: Int[Tensor, "batch length"], *, present: Bool[Tensor, "batch length"] | None = None
+    ) -> Float[Tensor, "batch length width"]:
+        """Give each token's vector before the output projection.
+
+        Args:
+            tokens: token ids.
+            present: False where a token is padding, on the right; all are present where None.
+
+        Raises:
+            ValueError: padding before a token, which an LSTM would read.
+        """
+        if present is not None and bool((present[:, 1:] > present[:, :-1]).any()):
+            raise ValueError("padding stands before a token, and the LSTMs would read it: pad rows on the right")
+        told = {"present": present} if is_mixture(self.middle) else {}
         hidden = self.dropout(self.embedding(tokens))
         layers: list[Callable[[Tensor], Tensor]] = [
             lambda given: self.first(given)[0],
-            lambda given: self.middle(given).sigmoid(),
+            lambda given: self.middle(given, **told).sigmoid(),
             lambda given: self.second(given)[0],
         ]
         for layer in layers:
@@ -257,5 +272,5 @@ class RecurrentMixture(nn.Module):
 
     @property
     def output_weight(self) -> Float[Tensor, "vocabulary width"]:
-        """The output map."""
+        """The output projection."""
         return self.head.weight

@@ -5,15 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 
 from allyouneed.data import Split
 from allyouneed.data.batches import RandomWindows
 from allyouneed.data.tokens import corpus_tokens, corpus_windows
 from allyouneed.evidence import Context
-from allyouneed.nn import Experts, FeedForward, initialise_xavier, linear_cross_entropy
-from allyouneed.training import Cosine, Loss, TrainingConfig, evaluate, train
+from allyouneed.nn import Experts, FeedForward, initialise_xavier
+from allyouneed.training import Cosine, Loss, TrainingConfig, evaluate, next_token_loss, train
 
 from .moe import HierarchicalGate, MixtureOfExperts, NoisyTopKGate, RecurrentMixture, balancing_loss, squared_variation
 
@@ -90,12 +89,6 @@ def build(config: MoeConfig) -> RecurrentMixture:
     return model
 
 
-def next_token(model: RecurrentMixture, batch: Int[Tensor, "batch window"]) -> Loss:
-    """Sum the cross-entropies, in nats, of each token given those before it in its row."""
-    hidden = model.hidden(batch[:, :-1])
-    return Loss(linear_cross_entropy(hidden, model.output_weight, batch[:, 1:]), batch[:, 1:].numel())
-
-
 def trial(config: MoeConfig, context: Context, split: Split = "test") -> Mapping[str, float]:
     """Train one arm, score it on held-out text, and measure how its experts are used."""
     model = build(config)
@@ -103,7 +96,7 @@ def trial(config: MoeConfig, context: Context, split: Split = "test") -> Mapping
     batches = RandomWindows(torch.cat(corpus_tokens(config.vocabulary, "train")), config.length, rows, context.seed)
 
     def balanced(model: RecurrentMixture, batch: Tensor) -> Loss:
-        total, targets = next_token(model, batch)
+        total, targets = next_token_loss(model, batch)
         return Loss(total + targets * balancing_loss(model, config.importance, config.load), targets)
 
     schedule = Cosine(warmup=config.steps // 10)
@@ -118,7 +111,7 @@ def trial(config: MoeConfig, context: Context, split: Split = "test") -> Mapping
     )
     context.costs["step_seconds"] = float(result.step_seconds.median())
     windows = corpus_windows(config.vocabulary, split, config.length, rows, config.evaluated_tokens)
-    loss = evaluate(model, windows, next_token, fabric=context.fabric)
+    loss = evaluate(model, windows, next_token_loss, fabric=context.fabric)
     metrics = {
         "perplexity": math.exp(loss),
         "operations": config.operations,

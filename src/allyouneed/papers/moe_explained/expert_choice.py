@@ -3,14 +3,14 @@
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from allyouneed.nn import Experts, Routes, mix
+from allyouneed.nn import Experts, Mixture, Routes, mix
 
 from .routing import TopKRouter, expert_capacity
 
 
-class ExpertChoice(nn.Module):
+class ExpertChoice(Mixture):
     """Each expert takes the tokens of a batch that score best for it, as many as its capacity; none is ever overfull.
 
     A token may get many experts or none. Which, depends on the whole batch, later tokens included: in a causal model
@@ -35,10 +35,9 @@ class ExpertChoice(nn.Module):
         self.experts = experts
         self.capacity_factor = capacity_factor
 
-    def forward(self, hidden: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes width"]:
-        """Let each expert map the tokens that it takes."""
-        tokens = hidden.reshape(-1, hidden.shape[-1])
-        return mix(tokens, self.routes(tokens), self.experts).reshape(hidden.shape)
+    def mixed(self, tokens: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
+        """Let each expert compute the tokens that it takes."""
+        return mix(tokens, self.routes(tokens), self.experts)
 
     def routes(self, tokens: Float[Tensor, "tokens width"]) -> Routes:
         """Let each expert choose."""

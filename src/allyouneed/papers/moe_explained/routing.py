@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from allyouneed.nn import Routes, mix, sort_routes
+from allyouneed.nn import Mixture, Routes, mix, sort_routes
 from allyouneed.papers.moe import check_choices
 
 
@@ -115,7 +115,7 @@ def within_capacity(
     return (ranks < capacity).reshape(chosen.shape[1], chosen.shape[0]).t()
 
 
-class SparseFeedForward(nn.Module):
+class SparseFeedForward(Mixture):
     """A feed-forward layer of many experts; takes the place of `FeedForward` in a block.
 
     A token whose experts are full is given zeros, so that the residual connection alone carries it on.
@@ -129,7 +129,7 @@ class SparseFeedForward(nn.Module):
             of fixed shapes do. The result is the same.
 
     Attributes:
-        routing: of the last call.
+        routing: of the last call, padding left out.
 
     Raises:
         ValueError: a router for another number of experts, a factor that is not above 0, or slots without a capacity.
@@ -149,9 +149,8 @@ class SparseFeedForward(nn.Module):
         self.slots = slots
         self.routing: Routing | None = None
 
-    def forward(self, hidden: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes width"]:
-        """Map each token by its experts."""
-        tokens = hidden.reshape(-1, hidden.shape[-1])
+    def mixed(self, tokens: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
+        """Send each token through its experts."""
         choice = self.router(tokens)
         capacity, kept = None, torch.ones_like(choice.chosen, dtype=torch.bool)
         if self.training and self.capacity_factor is not None:
@@ -160,8 +159,8 @@ class SparseFeedForward(nn.Module):
         self.routing = Routing(choice, kept, capacity)
         routes = sort_routes(choice.chosen, choice.weights, self.experts.number, kept)
         if self.slots and capacity is not None:
-            return self._in_slots(tokens, routes, capacity).reshape(hidden.shape)
-        return mix(tokens, routes, self.experts).reshape(hidden.shape)
+            return self._in_slots(tokens, routes, capacity)
+        return mix(tokens, routes, self.experts)
 
     def _in_slots(self, tokens: Tensor, routes: Routes, capacity: int) -> Tensor:
         counts = torch.tensor(routes.counts, device=tokens.device)
@@ -179,14 +178,19 @@ def balancing_loss(choice: Choice) -> Float[Tensor, ""]:
     """N · Σ f_i P_i: the share of choices that went to each expert times its mean probability; 1 where both are even.
 
     Source: Fedus et al. 2021, equations 4 to 6. f counts what was chosen before any was dropped, and has no gradient.
+    Of no tokens it is 0.
     """
+    if len(choice.logits) == 0:
+        return choice.logits.sum()
     experts = choice.logits.shape[1]
     shares = torch.bincount(choice.chosen.flatten(), minlength=experts) / choice.chosen.numel()
     return experts * (shares * choice.logits.softmax(1).mean(0)).sum()
 
 
 def z_loss(choice: Choice) -> Float[Tensor, ""]:
-    """Mean of the squared log-sum-exp of a token's logits (Zoph et al. 2022, equation 5)."""
+    """Mean of the squared log-sum-exp of a token's logits (Zoph et al. 2022, equation 5); 0 of no tokens."""
+    if len(choice.logits) == 0:
+        return choice.logits.sum()
     return choice.logits.logsumexp(1).square().mean()
 
 
@@ -234,7 +238,7 @@ def router_statistics(model: nn.Module) -> dict[str, float]:
         limit.
 
     Raises:
-        ValueError: no sparse layers, or one that was not called yet.
+        ValueError: no sparse layers, or one that was not called yet or was given padding alone.
     """
     found = routings(model)
     if not found:
@@ -243,6 +247,8 @@ def router_statistics(model: nn.Module) -> dict[str, float]:
     for routing in found:
         logits, chosen, _ = routing.choice
         tokens, experts = logits.shape
+        if tokens == 0:
+            raise ValueError("a sparse layer was given padding alone, of which there is nothing to describe")
         counts = torch.bincount(chosen.flatten(), minlength=experts).double()
         entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
         rows.append(
