@@ -111,7 +111,7 @@ class LocalChat:
         context = getattr(self.model, "context", None)
         if context is not None and new_tokens > 0:
             new_tokens = min(new_tokens, context - len(prompt))
-        stream = TextStream(self.tokenizer, stop_strings)
+        stream = TextStream(self.tokenizer, stop_strings, prompt=prompt)
         steps = continuations(
             self.model,
             [prompt],

@@ -1,14 +1,20 @@
 """Tokenizers as models are published with them: any `tokenizer.json`, read whatever its kind."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import tokenizers
 from tokenizers import decoders, models
 
 from .byte_pairs import BytePairTokenizer
 from .library import LibraryTokenizer, read_library_tokenizer
 from .tokenizers import ByteTokenizer, _check_ids, _existing_file
+
+# How vocabularies spell a byte, for what they have no other token for.
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
+_INVALID = "\N{REPLACEMENT CHARACTER}"
 
 
 class PublishedTokenizer(LibraryTokenizer):
@@ -20,14 +26,53 @@ class PublishedTokenizer(LibraryTokenizer):
         tokenizer: it is changed: special tokens are no longer found in text, and nothing is truncated or padded.
     """
 
+    def __init__(self, tokenizer: tokenizers.Tokenizer):
+        super().__init__(tokenizer)
+        falls_back = tokenizer.decoder is not None and b"ByteFallback" in tokenizer.decoder.__getstate__()
+        names = {token: _BYTE.fullmatch(name) for name, token in tokenizer.get_vocab().items()} if falls_back else {}
+        self._bytes = {token: int(match[1], 16) for token, match in names.items() if match is not None}
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Give the text of tokens as far as they tell it, and special tokens by their names.
+
+        A token that stands for a byte, and with its neighbours for no character, becomes `�`, as SentencePiece has it.
+        (The library would give up all characters of a run of bytes of which one is wrong.)
 
         Raises:
             ValueError: an id outside the vocabulary.
         """
         _check_ids(tokens, self.vocabulary)
-        return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
+        wrong = self._wrong_bytes(tokens) if self._bytes else ()
+        if not wrong:
+            return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
+        assert self._tokenizer.decoder is not None
+        names = (_INVALID if place in wrong else self._tokenizer.id_to_token(id) for place, id in enumerate(tokens))
+        return self._tokenizer.decoder.decode([name for name in names if name is not None])
+
+    def _wrong_bytes(self, tokens: Sequence[int]) -> set[int]:
+        """Give the places of tokens that stand for bytes which are part of no character."""
+        wrong: set[int] = set()
+        places: list[int] = []
+        for place, token in enumerate([*tokens, -1]):
+            if token in self._bytes:
+                places.append(place)
+            elif places:
+                run = bytes(self._bytes[tokens[one]] for one in places)
+                wrong.update(places[index] for index in _invalid(run))
+                places = []
+        return wrong
+
+
+def _invalid(content: bytes) -> Iterator[int]:
+    """Give the places of bytes that belong to no character of UTF-8."""
+    begin = 0
+    while begin < len(content):
+        try:
+            content[begin:].decode("utf-8")
+            return
+        except UnicodeDecodeError as error:
+            yield from range(begin + error.start, begin + error.end)
+            begin += error.end
 
 
 def load_tokenizer(folder: Path | str) -> ByteTokenizer | BytePairTokenizer | PublishedTokenizer:

@@ -7,19 +7,28 @@ from .generation_config import end_tokens
 from .sampling import Sampling
 from .tokenizers import Tokenizer
 
-# What stands for bytes that are not, or not yet, a character.
+# What stands for bytes that are not, or not yet, a character; some tokenizers write one for each of them.
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+_MOST_INCOMPLETE = 3
+
+# How many tokens are looked back on, and how many characters they must give. What a token adds depends on whether text
+# stands before it, and on the up to three bytes before it that may begin its first character; on no more than that.
+_TOKENS, _CHARACTERS = 8, 4
 
 
 class TextStream:
     """Turns the tokens of one text, as they come, into pieces of text that are certain.
 
-    A character of several bytes that is not complete is held back, and so is text that may be the beginning of a stop
-    string. Joined, the pieces are the text of all tokens, or what stands before the first stop string in it.
+    Characters of several bytes that are not complete are held back, and so is text that may be the beginning of a stop
+    string. Joined, the pieces are what the tokenizer decodes all tokens to, or what stands before the first stop string
+    in it. After a prompt they are what follows it: the text of all tokens is the prompt's and then the pieces, but for
+    a character that the prompt begins and the first tokens complete, which is theirs. A token costs the same wherever
+    in a text it comes.
 
     Args:
-        tokenizer: decodes.
+        tokenizer: decodes. A model may know more tokens than it: those have no text.
         stop_strings: end the text, wherever tokens begin and end.
+        prompt: tokens that stand before.
 
     Attributes:
         stopped: whether a stop string was found; further tokens are then ignored.
@@ -28,44 +37,72 @@ class TextStream:
         ValueError: an empty stop string, or one string in place of several.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop_strings: Collection[str] = ()):
+    def __init__(self, tokenizer: Tokenizer, stop_strings: Collection[str] = (), *, prompt: Sequence[int] = ()):
         if isinstance(stop_strings, str):
             raise ValueError(f"stop_strings is one string, {stop_strings!r}; it must be several, as [{stop_strings!r}]")
         if "" in stop_strings:
             raise ValueError("a stop string is empty, and would end every text before it begins")
         self.stopped = False
         self._tokenizer = tokenizer
+        self._known = tokenizer.vocabulary
         self._stop_strings = stop_strings
-        # Tokens of complete characters, before which some tokenizers decode what follows otherwise, and those after.
-        self._context: list[int] = []
-        self._pending: list[int] = []
+        # The last tokens, and how many characters of their text were given or stand in the prompt.
+        self._window: list[int] = []
         self._given = 0
+        # Characters that ended the prompt incomplete, and stand there if they stay so.
+        self._begun = 0
         self._held = ""
+        if len(prompt) > 0:
+            self._look_back(prompt)
 
     def add(self, token: int) -> str:
         """Take in a token, and give the text that has become certain; it may be empty."""
-        if self.stopped:
+        if self.stopped or token >= self._known:
             return ""
-        self._pending.append(token)
-        text = self._decoded()
-        whole = text.removesuffix(_INCOMPLETE)
-        new, self._given = whole[self._given :], max(self._given, len(whole))
-        if len(whole) == len(text):
-            self._context, self._pending, self._given = self._pending, [], 0
+        self._window.append(token)
+        text = self._tokenizer.decode(self._window)
+        new = self._taken(text, len(text) - _incomplete(text))
+        if len(self._window) > 2 * _TOKENS:
+            self._shorten(text)
         return self._certain(new)
 
     def finish(self) -> str:
         """Give what was held back: no token follows."""
         if self.stopped:
             return ""
-        rest = self._certain(self._decoded()[self._given :])
-        rest, self._held = rest + self._held, ""
-        self._context, self._pending, self._given = self._pending, [], 0
+        text = self._tokenizer.decode(self._window)
+        rest = self._certain(self._taken(text, len(text))) + self._held
+        self._held = ""
         return rest
 
-    def _decoded(self) -> str:
-        before = self._tokenizer.decode(self._context)
-        return self._tokenizer.decode(self._context + self._pending)[len(before) :]
+    def _look_back(self, prompt: Sequence[int]) -> None:
+        """Begin with the last tokens of a prompt, as many as what follows may depend on."""
+        count = _TOKENS
+        while True:
+            self._window = [token for token in prompt[-count:] if token < self._known]
+            text = self._tokenizer.decode(self._window)
+            self._begun = _incomplete(text)
+            self._given = len(text) - self._begun
+            if self._given >= _CHARACTERS or count >= len(prompt):
+                return
+            count *= 2
+
+    def _taken(self, text: str, end: int) -> str:
+        """Give what the window's text has up to an end and was not given before."""
+        new = text[self._given : end]
+        self._given = max(self._given, end)
+        while self._begun and new:
+            self._begun = self._begun - 1 if new[0] == _INCOMPLETE else 0
+            new = new.removeprefix(_INCOMPLETE) if new[0] == _INCOMPLETE else new
+        return new
+
+    def _shorten(self, text: str) -> None:
+        """Forget the window's first tokens, where the others give enough text, and the same."""
+        tail = self._window[-_TOKENS:]
+        shorter = self._tokenizer.decode(tail)
+        given = len(shorter) - (len(text) - self._given)
+        if given >= _CHARACTERS and text.endswith(shorter[given - 1 :]):
+            self._window, self._given = tail, given
 
     def _certain(self, new: str) -> str:
         text = self._held + new
@@ -76,6 +113,11 @@ class TextStream:
         begun = max((_overlap(text, stop) for stop in self._stop_strings), default=0)
         self._held = text[len(text) - begun :]
         return text[: len(text) - begun]
+
+
+def _incomplete(text: str) -> int:
+    """Count the characters at the end of a text that may stand for the beginning of one character."""
+    return min(len(text) - len(text.rstrip(_INCOMPLETE)), _MOST_INCOMPLETE)
 
 
 def _overlap(text: str, stop: str) -> int:
@@ -116,7 +158,8 @@ def generate_text(
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts is one text of {len(prompts)} characters; it must be several, as [text]")
-    streams = [TextStream(tokenizer, stop_strings) for _ in prompts]
+    coded = [tokenizer.encode_prompt(prompt) for prompt in prompts]
+    streams = [TextStream(tokenizer, stop_strings, prompt=tokens) for tokens in coded]
     texts = [""] * len(streams)
 
     def add(row: int, piece: str) -> None:
@@ -130,7 +173,7 @@ def generate_text(
 
     generate(
         model,
-        [tokenizer.encode_prompt(prompt) for prompt in prompts],
+        coded,
         new_tokens=new_tokens,
         sampling=sampling,
         stop=end_tokens(model, tokenizer) if stop is None else stop,

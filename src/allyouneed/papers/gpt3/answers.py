@@ -52,10 +52,11 @@ def write_answers(
     trunk = prefix_cache(model, prompt.tokens)
     answers = [""] * len(questions)
     for group in _equally_long(coded, len(prompt.tokens)):
-        streams = [TextStream(tokenizer, stop) for _ in group]
+        prompts = [[*prompt.tokens, *coded[place]] for place in group]
+        streams = [TextStream(tokenizer, stop, prompt=tokens) for tokens in prompts]
         steps = continuations(
             model,
-            [[*prompt.tokens, *coded[place]] for place in group],
+            prompts,
             new_tokens=new_tokens,
             sampling=Sampling.greedy(),
             cache=trunk.branch([0] * len(group)),
