@@ -4,6 +4,7 @@ from .beam import Hypothesis, Translator, beam_search, length_penalty
 from .byte_pairs import BytePairTokenizer
 from .chat import ChatModel, LocalChat
 from .chat_template import ChatTemplate, Message
+from .constraints import Constraint, ConstraintError, Grammar
 from .generation import LanguageModel, continuations, generate
 from .generation_config import GenerationConfig, end_tokens
 from .packing import pack
@@ -11,6 +12,7 @@ from .published import PublishedTokenizer, load_tokenizer
 from .sampling import Sampling, probabilities, sample
 from .special_tokens import SpecialTokensMixin
 from .streaming import TextStream, generate_text
+from .token_bytes import token_bytes
 from .tokenizers import ByteTokenizer, Tokenizer
 
 __all__ = [
@@ -18,7 +20,10 @@ __all__ = [
     "ByteTokenizer",
     "ChatModel",
     "ChatTemplate",
+    "Constraint",
+    "ConstraintError",
     "GenerationConfig",
+    "Grammar",
     "Hypothesis",
     "LanguageModel",
     "LocalChat",
@@ -39,4 +44,5 @@ __all__ = [
     "pack",
     "probabilities",
     "sample",
+    "token_bytes",
 ]

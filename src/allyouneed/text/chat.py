@@ -5,6 +5,7 @@ from contextlib import closing
 from typing import Any, Protocol, runtime_checkable
 
 from .chat_template import ChatTemplate, Message
+from .constraints import Grammar
 from .generation import LanguageModel, continuations
 from .generation_config import end_tokens
 from .sampling import Sampling
@@ -93,8 +94,11 @@ class LocalChat:
         sampling: Sampling | None = None,
         stop_strings: Collection[str] = (),
         seed: int = 0,
+        grammar: Grammar | None = None,
     ) -> Iterator[str]:
         """Give the answer piece by piece, as `ChatModel.reply`; who stops early may call `close` on what is returned.
+
+        Where a grammar is given, the answer follows it.
 
         Where the conversation does not fit beside an answer, its oldest messages are left out, but for system messages
         at its beginning; `dropped` says how many. An answer gets as much room as it asks for, up to a quarter of the
@@ -121,6 +125,7 @@ class LocalChat:
             seed=seed,
             cache=self._cache_for(prompt),
             prefill_chunk=_CHUNK,
+            constraints=None if grammar is None else [grammar.constraint(self.tokenizer)],
         )
         self._answering = self._pieces(prompt, steps, stream)
         return self._answering

@@ -1,6 +1,6 @@
 """Continuing prompts with a causal language model, several at a time, each as if it were alone."""
 
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .constraints import Constraint, constrained
 from .sampling import Sampling, sample
 
 
@@ -62,6 +63,7 @@ def generate(
     seed: int = 0,
     use_cache: bool = True,
     prefill_chunk: int | None = None,
+    constraints: Sequence[Constraint | None] | None = None,
     on_token: Callable[[int, int], object] | None = None,
 ) -> list[list[int]]:
     """Continue each prompt, and return what was added to it.
@@ -86,13 +88,18 @@ def generate(
             result by no more than rounding.
         prefill_chunk: the most tokens of a prompt that are fed at a time, which bounds the memory that a long prompt
             takes; all at once where None. Needs the cache.
+        constraints: what may follow in each row, such as a grammar's; anything where None. They are copied. A row ends
+            where its constraint says that nothing may follow, and `stop` tokens come only where it says that the row
+            may end.
         on_token: called with the row and the token as soon as one is added. Where it returns True, that token is the
             row's last.
 
     Raises:
         ValueError: no prompts, a prompt of no tokens, of unknown ones, or beyond the model's context with its new
-            tokens, fewer than one new token, a negative seed, chunks of fewer than one token or without a cache, or
-            what the model refuses, such as more tokens than it has positions for.
+            tokens, fewer than one new token, a negative seed, chunks of fewer than one token or without a cache,
+            constraints not as many as prompts, or what the model refuses, such as more tokens than it has positions
+            for.
+        ConstraintError: no token may follow in a row.
     """
     if len(prompts) == 0:
         raise ValueError("there are no prompts: generation needs at least one")
@@ -108,6 +115,7 @@ def generate(
         # The last token that is drawn is not fed to the model.
         cache=model.new_cache(limit=room - 1, capacity=room - 1) if use_cache and room > 1 else None,
         prefill_chunk=prefill_chunk,
+        constraints=constraints,
     )
     ended = None
     with closing(steps):
@@ -130,6 +138,7 @@ def continuations(
     seed: int = 0,
     cache: Any = None,
     prefill_chunk: int | None = None,
+    constraints: Sequence[Constraint | None] | None = None,
 ) -> Generator[tuple[int, int], bool | None, None]:
     """Check what `generate` is asked, and give the tokens one after the other, each with its row.
 
@@ -167,7 +176,12 @@ def continuations(
     held = 0 if cache is None else len(cache)
     if held >= min(map(len, prompts)):
         raise ValueError(f"a cache of {held} tokens needs prompts that are longer: got {list(map(len, prompts))}")
-    return _continue(model, prompts, new_tokens, sampling or Sampling(), stop, seed, cache, held, prefill_chunk)
+    if constraints is not None and len(constraints) != len(prompts):
+        raise ValueError(f"{len(constraints)} constraints for {len(prompts)} prompts: there must be one for each")
+    following = {row: one.copy() for row, one in enumerate(constraints or ()) if one is not None}
+    return _continue(
+        model, prompts, new_tokens, sampling or Sampling(), stop, seed, cache, held, prefill_chunk, following
+    )
 
 
 def _continue(
@@ -180,6 +194,7 @@ def _continue(
     cache: Any,
     held: int,
     prefill_chunk: int | None,
+    constraints: dict[int, Constraint],
 ) -> Generator[tuple[int, int], bool | None, None]:
     device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     generators = [row_generator(seed, row) for row in range(len(prompts))]
@@ -189,6 +204,8 @@ def _continue(
     with evaluating(model):
         for _ in range(new_tokens):
             logits = _last_logits(model, fed, present, cache, prefill_chunk)
+            if constraints:
+                logits = _constrained_rows(logits, constraints, running, stop)
             if sampling.repetition_penalty != 1 and seen is None:
                 seen = _tokens_of(prompts, logits)
             if sampling.needs_counts and counts is None:
@@ -204,7 +221,10 @@ def _continue(
                     seen[row, token] = True
                 if counts is not None:
                     counts[row, token] += 1
-                if (yield row, token) is True:
+                if row in constraints:
+                    constraints[row].advance(token)
+                ended = row in constraints and constraints[row].is_finished
+                if (yield row, token) is True or ended:
                     running.remove(row)
             if not running:
                 return
@@ -236,6 +256,20 @@ def _last_logits(
             logits = model(part, present=known, cache=cache)[:, -1]
     assert logits is not None
     return logits
+
+
+def _constrained_rows(
+    logits: Float[Tensor, "batch vocabulary"],
+    constraints: Mapping[int, Constraint],
+    running: Collection[int],
+    stop: Collection[int],
+) -> Float[Tensor, "batch vocabulary"]:
+    return torch.stack(
+        [
+            constrained(own, constraints[row], stop) if row in running and row in constraints else own
+            for row, own in enumerate(logits)
+        ]
+    )
 
 
 def _tokens_of(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 
+from .constraints import Grammar
 from .generation import LanguageModel, generate
 from .generation_config import end_tokens
 from .sampling import Sampling
@@ -136,6 +137,7 @@ def generate_text(
     stop_strings: Collection[str] = (),
     seed: int = 0,
     prefill_chunk: int | None = None,
+    grammar: Grammar | None = None,
     on_text: Callable[[int, str], object] | None = None,
 ) -> list[str]:
     """Continue texts, and return what was added to each; the model is used as `generate` does.
@@ -151,10 +153,12 @@ def generate_text(
         stop_strings: strings that end a text, and are not returned.
         seed: of all draws; 0 or more.
         prefill_chunk: the most tokens of a prompt that are fed at a time; all at once where None.
+        grammar: what each text follows; anything where None. Byte-level, SentencePiece-like and byte tokenizers only.
         on_text: called with the row and what was added, in whole characters, as soon as it is certain.
 
     Raises:
         ValueError: one text in place of several, an empty stop string, or what `generate` refuses.
+        ConstraintError: no token may follow in a text.
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts is one text of {len(prompts)} characters; it must be several, as [text]")
@@ -179,6 +183,7 @@ def generate_text(
         stop=end_tokens(model, tokenizer) if stop is None else stop,
         seed=seed,
         prefill_chunk=prefill_chunk,
+        constraints=None if grammar is None else [grammar.constraint(tokenizer)] * len(prompts),
         on_token=on_token,
     )
     for row, stream in enumerate(streams):

@@ -321,12 +321,13 @@ class Engine:
     def _append(self, sequence: SequenceState, logits: Float[Tensor, "_ vocabulary"]) -> bool:
         """Sample tokens, add them to the sequence and tell them, and say whether the sequence has ended."""
         request = sequence.request
-        for token, logprobs in self._samplers[sequence].sample(logits):
+        sampler = self._samplers[sequence]
+        for token, logprobs in sampler.sample(logits):
             if token in request.stop:
                 return self._end(sequence, "stop")
             sequence.tokens.append(token)
             self._generated += 1
-            if request.listener.token(sequence.choice, token, logprobs) is True:
+            if request.listener.token(sequence.choice, token, logprobs) is True or sampler.is_finished:
                 return self._end(sequence, "stop")
             if sequence.remaining == 0:
                 return self._end(sequence, "length")

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
-from allyouneed.text import Sampling
+from allyouneed.text import Constraint, Sampling
 
 FinishReason = Literal["stop", "length", "cancelled"]
 """Why a sequence ended: a stop token or whoever listens said so, it has all its tokens, or nobody wants it."""
@@ -81,6 +81,7 @@ class Request:
         seconds: the longest that all of it may take, waiting included; no limit where None.
         prompt_logprobs: the same for the prompt, which is then computed anew, though it may be in the cache.
         min_new_tokens: `stop` does not end a sequence before it has so many tokens.
+        constraint: what may follow in each sequence, such as a grammar's; anything where None. It is copied.
 
     Raises:
         RefusedError: a number out of range.
@@ -97,6 +98,7 @@ class Request:
     seconds: float | None = None
     prompt_logprobs: int | None = None
     min_new_tokens: int = 0
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         if len(self.prompt) == 0:

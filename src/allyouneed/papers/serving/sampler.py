@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from allyouneed.text.constraints import constrained
 from allyouneed.text.generation import row_generator
 
 from .requests import LogProbabilities, Request
@@ -33,8 +34,14 @@ class SequenceSampler:
         if request.sampling.repetition_penalty != 1:
             self._seen = torch.zeros(vocabulary, dtype=torch.bool)
             self._seen[torch.tensor(sequence.tokens)] = True
+        self._constraint = None if request.constraint is None else request.constraint.copy()
         self._draft_session = None if draft is None else draft.begin(request.sampling, request.seed, sequence.choice)
         self._draft_tokens: list[DraftToken] = []
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing may follow what was sampled."""
+        return self._constraint is not None and self._constraint.is_finished
 
     def propose(self, most: int) -> list[int]:
         """Give tokens that may follow, at most so many."""
@@ -56,20 +63,44 @@ class SequenceSampler:
 
         Raises:
             ValueError: nothing can be sampled from the logits, since they are not finite.
+            ConstraintError: no token may follow.
         """
         request = self._sequence.request
         draft_tokens = self._draft_tokens if len(logits) > 1 else []
-        allowed = _without_early_stops(logits, request, self._sequence.generated)
+        allowed = self._constrained(logits, draft_tokens)
+        allowed = _without_early_stops(allowed, request, self._sequence.generated)
         tokens = accept(allowed, draft_tokens, request.sampling, self._generator, self._seen, self._counts)
         for token, row in zip(tokens, logits, strict=False):
             if self._seen is not None:
                 self._seen[token] = True
             if self._counts is not None:
                 self._counts[token] += 1
+            if self._constraint is not None and token not in request.stop:
+                self._constraint.advance(token)
             yield (
                 token,
                 None if request.logprobs is None else log_probabilities(row[None], [token], request.logprobs)[0],
             )
+
+    def _constrained(
+        self, logits: Float[Tensor, "rows vocabulary"], draft_tokens: Sequence[DraftToken]
+    ) -> Float[Tensor, "rows vocabulary"]:
+        """Mask what may not follow in each row, were the draft tokens before it accepted; the first may not be."""
+        if self._constraint is None:
+            return logits
+        stop, constraint = self._sequence.request.stop, self._constraint.copy()
+        masked = logits.clone()
+        for place in range(len(logits)):
+            masked[place] = constrained(logits[place], constraint, stop)
+            # A draft token that is masked is not accepted, and after one that ends the sequence nothing is read.
+            if place == len(draft_tokens) or (token := draft_tokens[place].token) in stop:
+                break
+            if not bool(torch.isfinite(masked[place, token])):
+                break
+            constraint.advance(token)
+            if constraint.is_finished:
+                break
+        return masked
 
 
 def log_probabilities(
