@@ -23,7 +23,7 @@ from allyouneed.nn import (
     RotaryPositions,
     quantize_int8,
 )
-from allyouneed.training import Checkpoint, CheckpointError, Loss, TrainingConfig, next_token_loss, train
+from allyouneed.training import Checkpoint, CheckpointError, Loss, Snapshots, TrainingConfig, next_token_loss, train
 
 
 def decoder(dtype: torch.dtype = torch.float32, seed: int = 0) -> Decoder:
@@ -243,6 +243,16 @@ class TestCompiled:
         torch.manual_seed(1)
         part: Any = torch.compile(nn.Linear(3, 4), backend="eager")
         return plain, nn.Sequential(part, nn.Linear(4, 3))
+
+    def test_a_model_that_is_compiled_as_a_whole(self, tmp_path: Path):
+        plain, snapshots = self.pair()[0], Snapshots(tmp_path, [1])
+        compiled: Any = torch.compile(plain, backend="eager")
+        Checkpoint(tmp_path / "s").save(compiled, torch.optim.SGD(compiled.parameters(), lr=0.1), {})
+        assert {name for name in load_file(tmp_path / "s") if "model." in name} == {
+            f"model.{name}" for name in plain.state_dict()
+        }
+        snapshots.take(compiled, 1)
+        plain.load_state_dict(snapshots.load(1))
 
     @pytest.mark.parametrize("first", ["plain", "compiled"])
     def test_each_continues_the_other(self, tmp_path: Path, first: str):

@@ -8,6 +8,7 @@ from .constraints import Constraint, ConstraintError, Grammar
 from .generation import LanguageModel, continuations, generate
 from .generation_config import GenerationConfig, end_tokens
 from .packing import pack
+from .pairs import encode_pairs
 from .published import PublishedTokenizer, load_tokenizer
 from .sampling import Sampling, probabilities, sample
 from .special_tokens import SpecialTokensMixin
@@ -36,6 +37,7 @@ __all__ = [
     "Translator",
     "beam_search",
     "continuations",
+    "encode_pairs",
     "end_tokens",
     "generate",
     "generate_text",
