@@ -93,7 +93,7 @@ def test_a_checkpoint_stands_at_the_end_whatever_the_time_between(tmp_path: Path
     trained = model()
     result = train(trained, batches, loss, FIRST, checkpoint=kept)
     again = train(module := model(), lambda step: pytest.fail("no step is left"), loss, FIRST, checkpoint=kept)  # pyright: ignore
-    assert torch.equal(again.losses, result.losses)
+    assert torch.equal(again.losses, result.losses) and again.unused == ()
     assert all(torch.equal(one, other) for one, other in zip(module.parameters(), trained.parameters(), strict=True))
 
 

@@ -29,16 +29,19 @@ def encode_pairs(
     Raises:
         ValueError: a conversation without a template, or no token to end an answer with.
     """
-    after_message = tuple(template.end_tokens()) if template is not None and end is None else ()
+    of_text, of_message = tokenizer.eos_token_ids, set[int]()
+    if template is not None and end is None:
+        of_message = template.end_tokens()
     encoded = []
     for prompt, answer in pairs:
         if isinstance(prompt, str):
-            tokens, ends = tokenizer.encode_prompt(prompt), tokenizer.eos_token_ids
+            tokens, last = tokenizer.encode_prompt(prompt), next(iter(of_text), end)
         elif template is not None:
-            tokens, ends = template.encode(prompt), after_message
+            tokens, last = template.encode(prompt), next(iter(of_message), end)
         else:
             raise ValueError("a prompt is a conversation, and there is no template to encode it with: give one")
-        if end is None and not ends:
+        last = last if end is None else end
+        if last is None:
             raise ValueError("neither tokenizer nor template has a token that ends an answer: give its id as `end`")
-        encoded.append((tokens, [*tokenizer.encode(answer), ends[0] if end is None else end]))
+        encoded.append((tokens, [*tokenizer.encode(answer), last]))
     return encoded

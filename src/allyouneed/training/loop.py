@@ -110,7 +110,8 @@ def train(
         if checkpoint is not None and fabric.is_global_zero and (checkpoint.due or done == config.steps):
             progress = {"step": done, "losses": losses[:done], "step_seconds": step_seconds[:done]} | stepper.state()
             checkpoint.save(model, stepper.optimizer.optimizer, progress)
-    return TrainingResult(losses, step_seconds, tuple(stepper.skipped), stepper.frozen, stepper.unused)
+    unused = stepper.unused if start < config.steps else ()
+    return TrainingResult(losses, step_seconds, tuple(stepper.skipped), stepper.frozen, unused)
 
 
 @torch.no_grad()
