@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +11,13 @@ import sentencepiece
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, normalizers, processors
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from allyouneed.papers.bert import WordPieceTokenizer
 from allyouneed.papers.gpt1 import EndOfWordBPE
 from allyouneed.papers.gpt2 import ByteLevelBPE
 from allyouneed.papers.t5 import SentencePieceTokenizer
-from allyouneed.text import BytePairTokenizer, ByteTokenizer, PublishedTokenizer, TextStream, Tokenizer
+from allyouneed.text import BytePairTokenizer, ByteTokenizer, ChatTemplate, PublishedTokenizer, TextStream, Tokenizer
 
 TEXTS = ["to be or not to be, that is the question", "naïve été 日本 😀", "don't  say  it's so!  "] * 3
 TEXT = "日本語 and  two spaces, 😀👩‍👧 naïve\n\n\tit's so ! don't"
@@ -240,3 +241,36 @@ def test_prompts_begin_as_published_tokenizers_begin_texts(name: str, beginning:
     named = tokenizer.decode(beginning) + "to be"
     assert tokenizer.encode_prompt(named) == [*beginning, *plain]
     assert tokenizer.encode_prompt("") == beginning
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "metaspace always", "metaspace first", "metaspace never"])
+def test_texts_between_special_tokens_are_encoded_as_the_reference_does(name: str, tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    made: Any = tokenizer_of(name)
+    published = made._tokenizer
+    if name.startswith("metaspace"):
+        published = fallback(published.decoder)
+        published.normalizer = None
+        published.pre_tokenizer = pre_tokenizers.Metaspace("▁", name.removeprefix("metaspace "), split=False)
+    tokenizer = PublishedTokenizer(published)
+    tokenizer.special_tokens_map = {"bos_token": "<s>", "eos_token": "</s>"}
+    tokenizer.save(tmp_path)
+    reference = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for template in (
+        "{{ bos_token }}{% for one in messages %}{{ one.content }}{{ eos_token }}{% endfor %}",
+        "{% for one in messages %}{{ one.content }}</s> {% endfor %}be",
+    ):
+        reference.chat_template = template
+        for said in (("to be", " to"), ("be", "\nor", "to  be"), ("日", "")):
+            talk = [{"role": "user", "content": text} for text in said]
+            expected = reference.apply_chat_template(talk, return_dict=False)
+            assert ChatTemplate(template, tokenizer).encode(talk, answering=False) == expected
+    assert tokenizer.encode_prompt("to be") == reference.encode("to be")
+    assert tokenizer.decode(reference.encode("to be")) == reference.decode(reference.encode("to be"))
+
+
+@pytest.mark.parametrize("name", ["bytes", "byte pairs", "llama", "gemma", "gpt2"])
+def test_a_text_that_goes_on_gets_no_space(name: str):
+    tokenizer = tokenizer_of(name)
+    for first, later in (("to be", " to be"), ("to", "\nbe"), ("to be", "日 to")):
+        assert tokenizer.decode([*tokenizer.encode(first), *tokenizer.encode_continuation(later)]) == first + later

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from allyouneed.data import fetch, is_present
@@ -35,7 +37,7 @@ from allyouneed.papers.gpt3 import (
     write_answers,
 )
 from allyouneed.papers.readers import load_model
-from allyouneed.text import ByteTokenizer, Sampling, SpecialTokensMixin, Tokenizer, generate
+from allyouneed.text import ByteTokenizer, PublishedTokenizer, Sampling, SpecialTokensMixin, Tokenizer, generate
 
 STANDINS = Path(__file__).parents[1] / "standins"
 BYTES = ByteTokenizer()
@@ -198,6 +200,39 @@ QUESTIONS = [
     Example("two", ("b",), ("alpha", "b")),
     Example("x", ("same start",), ("same", "same start", "same end")),
 ]
+
+
+class TestSentencePieces:
+    """Tokenizers that put a space before the first word and a token before all: once, and not before each part."""
+
+    def tokenizer(self) -> PublishedTokenizer:
+        names = ["<s>", "▁", *"Q:thesunofday0123456789A\niscldwr?"]
+        ids = {name: place for place, name in enumerate(dict.fromkeys(names))}
+        made: Any = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=[]))
+        made.add_special_tokens(["<s>"])
+        made.pre_tokenizer = pre_tokenizers.Metaspace("▁", "always", split=False)
+        made.decoder = decoders.Metaspace("▁", "always")
+        made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+        return PublishedTokenizer(made)
+
+    @pytest.mark.parametrize("shots", [0, 1, 3])
+    def test_parts_have_the_tokens_of_the_whole(self, shots: int):
+        tokenizer = self.tokenizer()
+        prompt = assemble(tokenizer, SUNS[:shots])
+        assert list(prompt.tokens) == tokenizer.encode_prompt(prompt.text)[: None if shots else 1]
+        parts = [*prompt.tokens, *prompt.encode_question(tokenizer, "the sun?"), *tokenizer.encode_continuation(" hot")]
+        assert parts == tokenizer.encode_prompt(prompt.text + prompt.question("the sun?") + " hot")
+
+    def test_what_begins_a_text_is_scored_with_it(self):
+        tokenizer, reader = self.tokenizer(), model()
+        one = Example("the sun", ("hot",), ("hot", "cold"))
+        prompt = assemble(tokenizer, SUNS[:2])
+        [found] = score_options(reader, tokenizer, prompt, [one], unconditional=True)
+        context = tokenizer.encode_prompt(prompt.text + prompt.question("the sun"))
+        options = [tokenizer.encode_continuation(" hot"), tokenizer.encode_continuation(" cold")]
+        assert found.log_likelihoods == pytest.approx([whole(reader, context, option) for option in options], rel=1e-10)
+        alone = [whole(reader, tokenizer.encode_prompt("Answer:"), option) for option in options]
+        assert found.unconditional == pytest.approx(alone, rel=1e-10)
 
 
 class TestScoring:

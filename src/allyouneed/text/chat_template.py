@@ -90,7 +90,9 @@ class ChatTemplate:
         for part, is_special in self.split(
             messages, answering=answering, continuing=continuing, tools=tools, variables=variables
         ):
-            tokens += [self._special[part]] if is_special else self._tokenizer.encode(part)
+            # All before a text is a special token, unless nothing is.
+            encode = self._tokenizer.encode_after_special if tokens else self._tokenizer.encode
+            tokens += [self._special[part]] if is_special else encode(part)
         return tokens
 
     def end_tokens(self) -> set[int]:

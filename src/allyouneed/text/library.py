@@ -1,10 +1,12 @@
 """What all tokenizers have that are made of the Hugging Face tokenizers library's parts."""
 
+import json
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tokenizers
 import torch
@@ -20,6 +22,10 @@ _Tokenizer = TypeVar("_Tokenizer", bound="LibraryTokenizer")
 
 # Texts of one token or more in almost any vocabulary, by which it is found out what is put around a text.
 _PROBES = ("a", "A", "1", ".", "的")
+
+
+# Where the description of a sequence holds those of its parts.
+_PARTS = ("normalizers", "pretokenizers")
 
 
 class LibraryTokenizer(SpecialTokensMixin):
@@ -92,6 +98,43 @@ class LibraryTokenizer(SpecialTokensMixin):
         _utf8(text)
         return self._tokenizer.encode(text).ids
 
+    def encode_after_special(self, text: str) -> list[int]:
+        """Give the tokens of a text that stands behind special tokens, and not at the beginning of all.
+
+        Some tokenizers put a space before the first word of all, some before the first after each special token.
+
+        Raises:
+            ValueError: half of a surrogate pair, which has no UTF-8.
+        """
+        return self.encode(text) if self._after_special is None else _plain(self._after_special, text)
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Give the tokens of a text that goes on where another ended, so that no space is put before its first word.
+
+        Raises:
+            ValueError: half of a surrogate pair, which has no UTF-8.
+        """
+        return self.encode(text) if self._continuing is None else _plain(self._continuing, text)
+
+    @cached_property
+    def _after_special(self) -> tokenizers.Tokenizer | None:
+        return self._changed(_first_never)
+
+    @cached_property
+    def _continuing(self) -> tokenizers.Tokenizer | None:
+        return self._changed(_never)
+
+    def _changed(self, change: Callable[[Any], Any]) -> tokenizers.Tokenizer | None:
+        """Make the tokenizer whose normalizer and pre-tokenizer are changed; None where nothing is to be changed."""
+        parts = {"normalizer": self._tokenizer.normalizer, "pre_tokenizer": self._tokenizer.pre_tokenizer}
+        states = {name: None if part is None else json.loads(part.__getstate__()) for name, part in parts.items()}
+        changed = {name: change(state) for name, state in states.items()}
+        if changed == states:
+            return None
+        made = tokenizers.Tokenizer.from_str(json.dumps({**json.loads(self._tokenizer.to_str()), **changed}))
+        made.encode_special_tokens = True
+        return made
+
     def encode_to_tensor(self, text: str) -> Int32[Tensor, " tokens"]:
         """Give the tokens of a long text in four bytes each.
 
@@ -138,6 +181,38 @@ class LibraryTokenizer(SpecialTokensMixin):
             if inside:
                 return encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :]
         return (), ()
+
+
+def _plain(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+    _utf8(text)
+    return tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _first_never(state: Any) -> Any:
+    """Describe a part of a tokenizer that puts no space before the first word of all; others stay."""
+    if isinstance(state, list):
+        return [_first_never(part) for part in state]
+    if not isinstance(state, dict):
+        return state
+    if state.get("type") == "Metaspace" and state.get("prepend_scheme") == "first":
+        return {**state, "prepend_scheme": "never"}
+    return {key: _first_never(value) if key in _PARTS else value for key, value in state.items()}
+
+
+def _never(state: Any) -> Any:
+    """Describe a part of a tokenizer that puts no space before any word; None where it did nothing else."""
+    if isinstance(state, list):
+        return [part for part in map(_never, state) if part is not None]
+    kind = state.get("type") if isinstance(state, dict) else None
+    if kind == "Prepend":
+        return None
+    if kind == "Metaspace":
+        return {**state, "prepend_scheme": "never"}
+    if kind == "ByteLevel":
+        return {**state, "add_prefix_space": False}
+    if kind is None:
+        return state
+    return {key: _never(value) if key in _PARTS else value for key, value in state.items()}
 
 
 def read_library_tokenizer(path: Path) -> tokenizers.Tokenizer:

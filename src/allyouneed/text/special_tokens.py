@@ -88,6 +88,14 @@ class SpecialTokensMixin:
         named = "".join(names.get(token, "") for token in beginning)
         return [*beginning, *self.encode(text.removeprefix(named))]
 
+    def encode_after_special(self, text: str) -> list[int]:
+        """Give the tokens of a text that stands behind special tokens, and not at the beginning of all."""
+        return self.encode(text)
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Give the tokens of a text that goes on where another ended."""
+        return self.encode(text)
+
     def encode_with_special_tokens(self, text: str) -> list[int]:
         """Give the tokens of a text between the special tokens that the published tokenizer puts around one, if any.
 

@@ -60,6 +60,14 @@ class Tokenizer(Protocol):
         """Give the tokens of a text that a model is to continue, begun as its published tokenizer begins texts."""
         ...
 
+    def encode_after_special(self, text: str) -> list[int]:
+        """Give the tokens of a text that stands behind special tokens, and not at the beginning of all."""
+        ...
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Give the tokens of a text that goes on where another ended, so that no space is put before its first word."""
+        ...
+
     def encode_with_special_tokens(self, text: str) -> list[int]:
         """Give the tokens of a text between the special tokens that the published tokenizer puts around one, if any."""
         ...

@@ -40,7 +40,7 @@ def write_answers(
     Raises:
         ValueError: a question that is, with the prompt before it and the answer after, longer than the model's context.
     """
-    coded = [tokenizer.encode(prompt.question(text)) for text in questions]
+    coded = [prompt.encode_question(tokenizer, text) for text in questions]
     context = getattr(model, "context", None)
     for text, tokens in zip(questions, coded, strict=True):
         total = len(prompt.tokens) + len(tokens) + new_tokens - 1

@@ -58,6 +58,11 @@ class Prompt:
         """Write down a question as it follows this prompt."""
         return self.layout.question(text, first=not self.text)
 
+    def encode_question(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        """Give the tokens of a question as it follows this prompt."""
+        encode = tokenizer.encode_continuation if self.text else tokenizer.encode
+        return encode(self.question(text))
+
 
 def draw(examples: Sequence[Example], shots: int, seed: int) -> tuple[Example, ...]:
     """Draw solved examples from a training set, without replacement, in an order that is random too.
@@ -89,7 +94,7 @@ def assemble(
     layout: Layout | None = None,
     context: int | None = None,
     reserved: int = 0,
-    start: Sequence[int] = (),
+    start: Sequence[int] | None = None,
 ) -> Prompt:
     """Write a prompt of as many of the examples as there is room for, the first ones first.
 
@@ -100,13 +105,15 @@ def assemble(
         layout: how examples are written; `Layout()` where None.
         context: the most tokens that the model reads; no limit where None.
         reserved: tokens of it that are kept for the question and its answer, as `longest` counts them.
-        start: tokens that the model expects at the beginning of a text, such as the end of the text before.
+        start: tokens that the model expects at the beginning of a text, such as the end of the text before; those with
+            which the tokenizer begins prompts where None.
 
     Raises:
         ValueError: no room for the instruction, an example that is longer than the context and would fit into no
             prompt, or an example without an answer.
     """
     layout = layout or Layout()
+    start = tokenizer.encode_prompt("") if start is None else start
     text = instruction.strip()
     tokens = [*start, *tokenizer.encode(text)]
     room = None if context is None else context - reserved
@@ -120,7 +127,7 @@ def assemble(
         if not example.answers:
             raise ValueError(f"the example {example.text[:60]!r} has no answer to be shown")
         part = layout.question(example.text, first=not text) + layout.answer(example.answers[0])
-        new = tokenizer.encode(part)
+        new = tokenizer.encode_continuation(part) if text else tokenizer.encode(part)
         if context is not None and len(start) + len(new) > context:
             raise ValueError(
                 f"the example {example.text[:60]!r} has {len(new)} tokens, more than the context of {context}: it fits "

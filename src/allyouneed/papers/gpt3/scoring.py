@@ -94,7 +94,7 @@ def score_options(
     *,
     unconditional: bool = False,
     answer_context: str = ANSWER_CONTEXT,
-    start: Sequence[int] = (),
+    start: Sequence[int] | None = None,
 ) -> list[OptionScores]:
     """Score the options of every question after a prompt that all of them share.
 
@@ -109,7 +109,8 @@ def score_options(
         questions: each with its options; their answers are not looked at.
         unconditional: score each option after `answer_context` alone as well.
         answer_context: "Answer:" or "A:" in the paper.
-        start: tokens that the model expects at the beginning of a text; used before `answer_context`.
+        start: tokens that the model expects at the beginning of a text; used before `answer_context`. Those with which
+            the tokenizer begins prompts where None.
 
     Raises:
         ValueError: a question without two options, with an empty option, or with two that have the same tokens; one
@@ -121,6 +122,7 @@ def score_options(
     alone: Mapping[tuple[int, ...], float] = {}
     if unconditional:
         distinct = sorted({option for _, options in coded for option in options})
+        start = tokenizer.encode_prompt("") if start is None else start
         context = [*start, *tokenizer.encode(answer_context)]
         alone = dict(zip(distinct, score_tokens(model, (), [context], [distinct])[0], strict=True))
     return [
@@ -261,11 +263,11 @@ def _coded(tokenizer: Tokenizer, prompt: Prompt, one: Example) -> tuple[tuple[in
     empty = [option for option in one.options if not option.strip()]
     if empty:
         raise ValueError(f"{named} has the option {empty[0]!r}: each must say something")
-    options = tuple(tuple(tokenizer.encode(prompt.layout.answer(option))) for option in one.options)
+    options = tuple(tuple(tokenizer.encode_continuation(prompt.layout.answer(option))) for option in one.options)
     if len(set(options)) < len(options):
         repeated = next(text for text, tokens in zip(one.options, options, strict=True) if options.count(tokens) > 1)
         raise ValueError(f"{named} has the option {repeated!r} twice: nothing could tell them apart")
-    return tuple(tokenizer.encode(prompt.question(one.text))), options
+    return tuple(prompt.encode_question(tokenizer, one.text)), options
 
 
 def _check_lengths(model: Any, prompt: Prompt, coded: Sequence[Any], questions: Sequence[Example]) -> None:
