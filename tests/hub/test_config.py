@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from allyouneed.hub import UnsupportedError, label_entries, read_labels, refuse_unless, required
+from allyouneed.hub import UnsupportedError, canonical, label_entries, read_labels, refuse_unless, required
 
 
 @pytest.mark.parametrize("config", [{}, {"act": "relu"}, {"act": None}])
@@ -45,14 +45,28 @@ def test_a_missing_value_is_named() -> None:
 
 def test_labels_come_in_the_order_of_their_numbers() -> None:
     assert read_labels({"id2label": {"1": "no", "0": "yes", 2: "maybe"}}) == ("yes", "no", "maybe")
-    assert read_labels({}) == ("LABEL_0", "LABEL_1")
+    assert read_labels({}) == read_labels({"id2label": None}) == ("LABEL_0", "LABEL_1")
+    assert read_labels({"num_labels": 3}) == ("LABEL_0", "LABEL_1", "LABEL_2")
     assert read_labels(label_entries(("yes", "no", "maybe"))) == ("yes", "no", "maybe")
 
 
-@pytest.mark.parametrize("named", [{}, {"1": "yes", "2": "no"}, {"0": 1, "1": 2}, ["yes", "no"], None])
+@pytest.mark.parametrize("named", [{}, {"1": "yes", "2": "no"}, {"0": 1, "1": 2}, ["yes", "no"]])
 def test_labels_without_numbers_or_names_are_named(named: object) -> None:
     with pytest.raises(UnsupportedError, match="id2label is"):
         read_labels({"id2label": named})
+
+
+def test_two_numbers_of_labels_must_agree() -> None:
+    assert read_labels({"id2label": {"0": "yes"}, "num_labels": 1}) == ("yes",)
+    with pytest.raises(UnsupportedError, match="num_labels is 3; only 1"):
+        read_labels({"id2label": {"0": "yes"}, "num_labels": 3})
+
+
+def test_other_names_of_a_number_are_read() -> None:
+    aliases = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer"}
+    assert canonical({"hidden_size": 4, "n_layer": 2, "num_hidden_layers": 2}, aliases) == {"n_embd": 4, "n_layer": 2}
+    with pytest.raises(UnsupportedError, match="hidden_size is 4 and n_embd is 5, which are two names of one number"):
+        canonical({"hidden_size": 4, "n_embd": 5}, aliases)
 
 
 def test_too_few_labels() -> None:

@@ -115,7 +115,7 @@ class TestCheckpoints:
     @pytest.mark.parametrize(
         ("change", "named"),
         [
-            ({"afn": "relu"}, "afn is 'relu'; only 'gelu'"),
+            ({"afn": "gelu_new"}, "afn is 'gelu_new'; only 'gelu'"),
             ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
             ({"n_head": "three"}, "n_head is 'three'; it must be of type int"),
             ({"model_type": "gpt2"}, "model_type is 'gpt2'"),

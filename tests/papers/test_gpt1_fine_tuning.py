@@ -249,7 +249,7 @@ class TestCheckpoints:
             (Chooser, {"summary_type": "mean"}, "summary_type is 'mean'"),
             (Classifier, {"problem_type": "regression"}, "problem_type is 'regression'"),
             (Classifier, {"id2label": {"0": "one"}}, "2 labels or more"),
-            (Classifier, {"afn": "silu"}, "afn is 'silu'"),
+            (Classifier, {"afn": "tanh"}, "afn is 'tanh'"),
         ],
     )
     def test_what_is_not_supported_is_named(self, kind: Any, change: dict[str, Any], named: str) -> None:

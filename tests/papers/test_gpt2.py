@@ -542,7 +542,7 @@ class TestConfig:
         ("key", "value"),
         [
             ("model_type", "gpt_neox"),
-            ("activation_function", "relu"),
+            ("activation_function", "mish"),
             ("scale_attn_weights", False),
             ("scale_attn_by_inverse_layer_idx", True),
             ("add_cross_attention", True),

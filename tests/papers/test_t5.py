@@ -232,7 +232,8 @@ class TestNumbers:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"feed_forward": "swish"}, "feed_forward is 'swish'; it must be one of relu, gated-gelu, gated-silu"),
+            ({"feed_forward": "gated-square"}, "activation is 'square'; known are gelu"),
+            ({"activation": "square"}, "activation is 'square'; known are gelu"),
             ({"width": 0}, "width is 0: it must be at least 1"),
             ({"decoder_layers": 0}, "decoder_layers is 0"),
             ({"dropout": 1.0}, "dropout is 1.0"),
@@ -259,8 +260,10 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"feed_forward_proj": "gelu"}, "feed_forward_proj is 'gelu'"),
-            ({"model_type": "mt5"}, "model_type is 'mt5'"),
+            ({"feed_forward_proj": "gelu_10"}, "feed_forward_proj is 'gelu_10'"),
+            ({"is_gated_act": True}, "is_gated_act is True; only None or False"),
+            ({"dense_act_fn": "xielu"}, "dense_act_fn is 'xielu'"),
+            ({"model_type": "mt5"}, "of model_type 'mt5'; T5 reads the model_type 't5'"),
             ({"is_encoder_decoder": False}, "is_encoder_decoder is False"),
             ({"decoder_start_token_id": 5}, "decoder_start_token_id is 5; targets begin with pad_token_id, 0"),
             ({"d_model": "14"}, "d_model is '14'; it must be of type int"),

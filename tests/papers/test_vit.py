@@ -136,7 +136,7 @@ def test_a_missing_weight_is_named(tmp_path: Path):
         ("image_size", [15, 15]),
         ("pooler_act", "relu"),
         ("pooler_output_size", 7),
-        ("hidden_act", "silu"),
+        ("hidden_act", "mish"),
     ],
 )
 def test_other_configurations_are_refused(key: str, value: Any):

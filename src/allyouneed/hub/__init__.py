@@ -4,7 +4,8 @@ Knows no model: a room that owns an architecture derives it from `Pretrained` an
 pickle is ever read, and no file is believed: every count and length is checked against what is there.
 """
 
-from .config import label_entries, read_labels, refuse_unless, required
+from .architecture import READERS, architecture_of
+from .config import canonical, label_entries, read_labels, refuse_unless, required
 from .errors import CheckpointFormatError, UnsupportedError, WeightsError
 from .names import Name, same, stacked, transposed
 from .opening import open_model
@@ -15,6 +16,7 @@ from .stored import QuantizedBlocks, StoredModel
 from .writing import write_model
 
 __all__ = [
+    "READERS",
     "CheckpointFormatError",
     "Name",
     "Pretrained",
@@ -24,6 +26,8 @@ __all__ = [
     "StoredModel",
     "UnsupportedError",
     "WeightsError",
+    "architecture_of",
+    "canonical",
     "label_entries",
     "open_model",
     "read_labels",

@@ -30,6 +30,30 @@ def refuse_unless(config: Mapping[str, Any], key: str, allowed: Collection[Any],
     raise UnsupportedError(f"config.json: {key} {said} {value!r}; only {choices} is supported here")
 
 
+def canonical(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """Give a configuration in which every number stands under the name that its architecture uses.
+
+    GPT-2's width is `n_embd`, and `hidden_size` is read as the same.
+
+    Args:
+        config: of a checkpoint.
+        aliases: other names, and those that they stand for.
+
+    Raises:
+        UnsupportedError: both are given, with different values.
+    """
+    found = dict(config)
+    for alias, key in aliases.items():
+        if alias not in found:
+            continue
+        value = found.pop(alias)
+        if found.setdefault(key, value) != value:
+            raise UnsupportedError(
+                f"config.json: {alias} is {value!r} and {key} is {found[key]!r}, which are two names of one number"
+            )
+    return found
+
+
 def required(config: Mapping[str, Any], key: str, kind: type[_Value], default: Any = _ABSENT) -> _Value:
     """Return a value of a configuration, checked for its type.
 
@@ -57,22 +81,27 @@ def required(config: Mapping[str, Any], key: str, kind: type[_Value], default: A
 
 
 def read_labels(config: Mapping[str, Any], *, least: int = 1) -> tuple[str, ...]:
-    """Return the names of a classifier's labels in the order of their numbers; two where the configuration names none.
+    """Return the names of a classifier's labels in the order of their numbers.
+
+    Where `id2label` names none there are `num_labels`, or else two, by the names LABEL_0, LABEL_1 …
 
     Args:
         config: of a checkpoint.
         least: how many there must be.
 
     Raises:
-        UnsupportedError: they are not numbered from 0, have no names, or are too few.
+        UnsupportedError: they are not numbered from 0, have no names, are too few, or are not `num_labels`.
     """
-    named = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
+    named = config.get("id2label")
+    if named is None:
+        named = {str(index): f"LABEL_{index}" for index in range(required(config, "num_labels", int, 2))}
     numbers = {str(key): label for key, label in named.items()} if isinstance(named, Mapping) else {}
     labels = [numbers.get(str(index)) for index in range(len(numbers))]
     if len(labels) < least or not all(isinstance(label, str) for label in labels):
         raise UnsupportedError(
             f"config.json: id2label is {named!r}; there must be {least} labels or more, numbered from 0, with names"
         )
+    refuse_unless(config, "num_labels", (len(labels), None))
     return tuple(map(str, labels))
 
 

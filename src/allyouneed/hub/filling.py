@@ -10,7 +10,7 @@ from torch import nn
 
 from allyouneed.nn.inference import stored_by_columns
 
-from .errors import UnsupportedError, WeightsError
+from .errors import WeightsError
 from .names import Name
 from .stored import StoredModel
 
@@ -153,19 +153,6 @@ def check_copies(stored: StoredModel, copies: Mapping[str, str], prefix: str) ->
             raise WeightsError(
                 f"{stored.source}: {found} must equal {other}, since the configuration ties them, and it does not"
             )
-
-
-def check_architecture(stored: StoredModel, accepted: Sequence[str], model: str) -> None:
-    """Refuse a checkpoint that says it is of another architecture.
-
-    Raises:
-        UnsupportedError: none of those that it names is accepted.
-    """
-    named = stored.config.get("architectures")
-    if isinstance(named, list) and named and not set(map(str, named)) & set(accepted):
-        raise UnsupportedError(
-            f"{stored.source} is a {', '.join(map(str, named))}; {model} reads {', '.join(accepted)}"
-        )
 
 
 def replace_parameter(model: nn.Module, name: str, value: torch.Tensor) -> None:

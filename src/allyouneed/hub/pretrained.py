@@ -10,7 +10,8 @@ from torch import nn
 from allyouneed.nn import arrange_for_inference
 from allyouneed.text import GenerationConfig, Tokenizer
 
-from .filling import check_architecture, check_copies, check_filled, fill, plan
+from .architecture import check_architecture
+from .filling import check_copies, check_filled, fill, plan
 from .names import Name
 from .opening import open_model
 from .quantizing import Quantization, fill_quantized
@@ -29,6 +30,8 @@ class Pretrained(nn.Module):
     filled tensor by tensor, so that it must not compute with values, nor hold buffers, when it is constructed.
 
     Attributes:
+        model_types: the values of `config.json`'s `model_type` that it reads; where it says none, the architecture must
+            be one of these.
         architectures: the values of `config.json`'s `architectures` that it reads, the first being what it writes.
         ignored: regular expressions of stored names that carry nothing to load, such as causal masks; each must match
             a whole name.
@@ -37,6 +40,7 @@ class Pretrained(nn.Module):
         chat_template: the Jinja source by which conversations become prompts; None where there is none.
     """
 
+    model_types: ClassVar[tuple[str, ...]] = ()
     architectures: ClassVar[tuple[str, ...]]
     ignored: ClassVar[tuple[str, ...]] = ()
     prefix: ClassVar[str] = ""
@@ -103,7 +107,7 @@ class Pretrained(nn.Module):
             raise ValueError(f"quantize is {quantize!r}; it must be {' or '.join(map(repr, get_args(Quantization)))}")
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype is {dtype}; weights must be of a floating-point type")
-        check_architecture(stored, cls.architectures, cls.__name__)
+        check_architecture(stored, cls, Pretrained)
         with torch.device("meta"):
             model = cls.from_config(stored.config)
         copies = model.copies()

@@ -18,6 +18,7 @@ Shapes are types, written with these axis names throughout the project:
 | `routes` | pairs of a token and an expert that it is sent to |
 """
 
+from .activations import ACTIVATIONS
 from .attending import AttendingCache
 from .attention import Attention, AttentionPattern, attention_pattern, fused_attention
 from .blocks import Block, PostNorm, PreNorm
@@ -37,6 +38,7 @@ from .recurrent import AdditiveAttention, RecurrentEncoderDecoder
 from .stepping import SteppingBlock, step_quickly
 
 __all__ = [
+    "ACTIVATIONS",
     "AdditiveAttention",
     "AttendingCache",
     "Attention",

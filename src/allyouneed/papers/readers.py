@@ -6,27 +6,22 @@ they are needed, by the `model_type` of the checkpoint, since a room brings its 
 """
 
 import importlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from allyouneed.hub import Pretrained, Quantization, StoredModel, UnsupportedError, WeightsError, open_model
+from allyouneed.hub import (
+    READERS,
+    Pretrained,
+    Quantization,
+    StoredModel,
+    UnsupportedError,
+    WeightsError,
+    architecture_of,
+    open_model,
+)
 from allyouneed.text import LanguageModel, LocalChat, Tokenizer
-
-READERS: Mapping[str, str] = {
-    "bert": "allyouneed.papers.bert:Bert",
-    "gpt2": "allyouneed.papers.gpt2:GPT2",
-    "gpt3": "allyouneed.papers.gpt3:GPT3",
-    "llama": "allyouneed.papers.llama1:Llama",
-    "mistral": "allyouneed.papers.llama1:Llama",
-    "mixtral": "allyouneed.papers.moe_explained:Mixtral",
-    "openai-gpt": "allyouneed.papers.gpt1:GPT1",
-    "rwkv": "allyouneed.papers.rwkv:Rwkv",
-    "t5": "allyouneed.papers.t5:T5",
-}
-"""By `config.json`'s `model_type`: a module, and a class in it that is `Pretrained`."""
 
 
 def load_model(
@@ -107,8 +102,8 @@ def load_chat(
 def _reader_of(stored: StoredModel) -> type[Pretrained]:
     kind: Any = stored.config.get("model_type")
     if not isinstance(kind, str) or kind not in READERS:
-        named = stored.config.get("architectures")
-        said = f"model_type {kind!r}" + (f" ({', '.join(map(str, named))})" if isinstance(named, list) else "")
-        raise UnsupportedError(f"{stored.source} has the {said}; these are read: {', '.join(sorted(READERS))}")
+        raise UnsupportedError(
+            f"{stored.source} has the {architecture_of(stored.config)}; these are read: {', '.join(sorted(READERS))}"
+        )
     module, _, name = READERS[kind].partition(":")
     return getattr(importlib.import_module(module), name)

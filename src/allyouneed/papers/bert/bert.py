@@ -1,26 +1,19 @@
 """BERT: an encoder that reads both ways."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from allyouneed.hub import Name, Pretrained, StoredModel, UnsupportedError, refuse_unless, required, same
-from allyouneed.nn import Attention, Block, Encoder, FeedForward, LearnedPositions, PostNorm
+from allyouneed.nn import ACTIVATIONS, Attention, Block, Encoder, FeedForward, LearnedPositions, PostNorm
 from allyouneed.text import Tokenizer
 
 from .wordpiece import WordPieceTokenizer
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_new": lambda hidden: F.gelu(hidden, approximate="tanh"),
-    "relu": F.relu,
-}
 
 
 @dataclass(frozen=True)
@@ -35,12 +28,13 @@ class BertConfig:
         hidden: inner width of the feed-forward layers; 4H in the paper.
         positions: the most tokens of a row.
         segments: kinds of sentences in a row, A and B.
-        activation: a name in `ACTIVATIONS`.
+        activation: a name in `nn.ACTIVATIONS`.
         dropout: of embeddings and sublayers' outputs (appendix A.2).
         attention_dropout: of attention weights.
         epsilon: of the norms.
         deviation: standard deviation of the initial weights.
         padding: the token that fills up rows.
+        classifier_dropout: of what classifiers read; as `dropout` where None.
     """
 
     vocabulary: int = 30_522
@@ -56,6 +50,7 @@ class BertConfig:
     epsilon: float = 1e-12
     deviation: float = 0.02
     padding: int = 0
+    classifier_dropout: float | None = None
 
 
 _KEYS = {
@@ -88,13 +83,19 @@ def read_config(config: Mapping[str, Any]) -> BertConfig:
     refuse_unless(config, "hidden_act", tuple(ACTIVATIONS))
     values: dict[str, Any] = {}
     for field in fields(BertConfig):
-        default: Any = field.default
-        values[field.name] = required(config, _KEYS[field.name], type(default), default)
-    return BertConfig(**values)
+        if field.name in _KEYS:
+            default: Any = field.default
+            values[field.name] = required(config, _KEYS[field.name], type(default), default)
+    dropped = config.get("classifier_dropout")
+    return BertConfig(
+        **values, classifier_dropout=None if dropped is None else required(config, "classifier_dropout", float)
+    )
 
 
 class BertModel(Pretrained):
     """What all models here have: their tokenizer."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("bert",)
 
     @classmethod
     def read_tokenizer(cls, stored: StoredModel) -> Tokenizer:
@@ -220,7 +221,8 @@ class Bert(BertModel):
     def described(self, architecture: str) -> dict[str, Any]:
         """Give the `config.json` of this encoder under a head of an architecture."""
         sizes = {key: getattr(self.config, field) for field, key in _KEYS.items()}
-        return {"architectures": [architecture], "model_type": "bert", **sizes}
+        more = {"classifier_dropout": self.config.classifier_dropout}
+        return {"architectures": [architecture], "model_type": "bert", **sizes, **more}
 
     def weight_names(self) -> list[Name]:
         """Name every parameter as published checkpoints do."""

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from allyouneed.hub import Name, label_entries, read_labels, refuse_unless, same
-from allyouneed.nn import linear_cross_entropy
+from allyouneed.hub import Name, UnsupportedError, label_entries, read_labels, refuse_unless, same
+from allyouneed.nn import ACTIVATIONS, linear_cross_entropy
 
-from .bert import ACTIVATIONS, Bert, BertConfig, BertModel, initialise, read_config, weights_and_biases
+from .bert import Bert, BertConfig, BertModel, initialise, read_config, weights_and_biases
 
 
 class _Head(BertModel):
@@ -103,6 +103,16 @@ class MaskedLanguageModel(_Head):
         super().__init__(bert)
         self.head = _TiedOutput(bert.config)
 
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "MaskedLanguageModel":
+        """Build the model that a `config.json` describes, with new weights.
+
+        Raises:
+            UnsupportedError: a value that is not supported, named.
+        """
+        refuse_unless(config, "tie_word_embeddings", (True,))
+        return cls(Bert(read_config(config), pooler=cls.pooled))
+
     def forward(
         self,
         tokens: Int[Tensor, "batch length"],
@@ -185,7 +195,8 @@ class _Labelled(_Head):
         self.labels = tuple(labels)
         if not self.labels or len(set(self.labels)) < len(self.labels):
             raise ValueError(f"labels {list(self.labels)} must be one or more, each once")
-        self.dropout = nn.Dropout(bert.config.dropout)
+        dropped = bert.config.classifier_dropout
+        self.dropout = nn.Dropout(bert.config.dropout if dropped is None else dropped)
         self.classifier = nn.Linear(bert.config.width, len(self.labels))
         initialise(self.classifier, bert.config.deviation)
 
@@ -247,6 +258,17 @@ class SpanFinder(_Head):
         super().__init__(bert)
         self.ends = nn.Linear(bert.config.width, 2)
         initialise(self.ends, bert.config.deviation)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "SpanFinder":
+        """Build the model that a `config.json` describes, with new weights.
+
+        Raises:
+            UnsupportedError: a value that is not supported, named.
+        """
+        if len(read_labels(config)) != 2:
+            raise UnsupportedError("config.json: num_labels (or id2label) must be 2: where an answer begins and ends")
+        return cls(Bert(read_config(config), pooler=cls.pooled))
 
     def forward(
         self,

@@ -83,6 +83,7 @@ class FineTuned(Pretrained):
         padding: the token that fills up rows on the right; the one before it is the row's last.
     """
 
+    model_types: ClassVar[tuple[str, ...]] = GPT1.model_types
     prefix: ClassVar[str] = ""
     ignored: ClassVar[tuple[str, ...]] = GPT1.ignored[:2]
     head_name: ClassVar[str]

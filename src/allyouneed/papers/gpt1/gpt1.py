@@ -5,17 +5,24 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import nn
 
-from allyouneed.hub import Name, Pretrained, StoredModel, refuse_unless, required, same, stacked, transposed
-from allyouneed.nn import Attention, Block, Decoder, FeedForward, LearnedPositions, PostNorm
+from allyouneed.hub import Name, Pretrained, StoredModel, canonical, refuse_unless, required, same, stacked, transposed
+from allyouneed.nn import ACTIVATIONS, Attention, Block, Decoder, FeedForward, LearnedPositions, PostNorm
 from allyouneed.text import Tokenizer
 
 from .byte_pairs import EndOfWordBPE
 
-gelu = partial(F.gelu, approximate="tanh")
+gelu = ACTIVATIONS["gelu_new"]
 """The approximation that the released code computes; the exact GELU differs from it by up to 5e-4."""
+
+ACTIVATION_NAMES = {
+    "gelu": gelu,
+    "relu": ACTIVATIONS["relu"],
+    "silu": ACTIVATIONS["silu"],
+    "swish": ACTIVATIONS["silu"],
+}
+"""What `afn` may say: in this family "gelu" is the approximation."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class GPT1Config:
         residual_dropout: of dropping a coordinate of what a sublayer adds.
         epsilon: added to the variance in layer norms.
         deviation: standard deviation of the initial weights.
+        activation: of the feed-forward layers, a name in `ACTIVATION_NAMES`.
     """
 
     vocabulary: int = 40_478
@@ -45,6 +53,7 @@ class GPT1Config:
     residual_dropout: float = 0.1
     epsilon: float = 1e-5
     deviation: float = 0.02
+    activation: str = "gelu"
 
 
 _KEYS = {
@@ -58,8 +67,15 @@ _KEYS = {
     "residual_dropout": "resid_pdrop",
     "epsilon": "layer_norm_epsilon",
     "deviation": "initializer_range",
+    "activation": "afn",
 }
 """What the fields of `GPT1Config` are called in `config.json`."""
+_ALIASES = {
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
 
 
 class GPT1(Pretrained, Decoder):
@@ -76,6 +92,7 @@ class GPT1(Pretrained, Decoder):
         ValueError: heads that do not divide the width, no tokens, or no layers.
     """
 
+    model_types: ClassVar[tuple[str, ...]] = ("openai-gpt",)
     # The language model under a classifier can be read without it.
     architectures: ClassVar[tuple[str, ...]] = (
         "OpenAIGPTLMHeadModel",
@@ -99,7 +116,11 @@ class GPT1(Pretrained, Decoder):
                     norm(),
                     config.residual_dropout,
                 ),
-                PostNorm(FeedForward(config.width, activation=gelu), norm(), config.residual_dropout),
+                PostNorm(
+                    FeedForward(config.width, activation=ACTIVATION_NAMES[config.activation]),
+                    norm(),
+                    config.residual_dropout,
+                ),
             )
             for _ in range(config.layers)
         ]
@@ -167,9 +188,9 @@ def read_config(config: Mapping[str, Any]) -> GPT1Config:
         UnsupportedError: a value that is missing, of another type, or not supported here, named.
     """
     refuse_unless(config, "model_type", ("openai-gpt",))
-    # In this family "gelu" is the approximation.
-    refuse_unless(config, "afn", ("gelu",), absent="gelu")
+    refuse_unless(config, "afn", tuple(ACTIVATION_NAMES))
     refuse_unless(config, "tie_word_embeddings", (True,), absent=True)
+    config = canonical(config, _ALIASES)
     values: dict[str, Any] = {}
     for field in fields(GPT1Config):
         default: Any = field.default
@@ -180,7 +201,7 @@ def read_config(config: Mapping[str, Any]) -> GPT1Config:
 def described(config: GPT1Config, architecture: str) -> dict[str, Any]:
     """Give the `config.json` of a model of these sizes under a head of an architecture."""
     sizes = {key: getattr(config, field) for field, key in _KEYS.items()}
-    return {"architectures": [architecture], "model_type": "openai-gpt", "afn": "gelu", **sizes}
+    return {"architectures": [architecture], "model_type": "openai-gpt", **sizes}
 
 
 def initialise(model: nn.Module, deviation: float) -> None:

@@ -6,16 +6,15 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import nn
 
-from allyouneed.hub import Name, Pretrained, StoredModel, refuse_unless, required, same, stacked, transposed
-from allyouneed.nn import Attention, Block, Decoder, FeedForward, LearnedPositions, PreNorm
+from allyouneed.hub import Name, Pretrained, StoredModel, canonical, refuse_unless, required, same, stacked, transposed
+from allyouneed.nn import ACTIVATIONS, Attention, Block, Decoder, FeedForward, LearnedPositions, PreNorm
 from allyouneed.text import Tokenizer
 
 from .byte_pairs import ByteLevelBPE
 
-gelu = partial(F.gelu, approximate="tanh")
+gelu = ACTIVATIONS["gelu_new"]
 """The approximation that GPT-2 was trained with; the exact GELU differs from it by up to 5e-4."""
 
 STANDARD_DEVIATION = 0.02
@@ -38,6 +37,9 @@ class GPT2Config:
         residual_dropout: of dropping a coordinate of what a sublayer adds.
         epsilon: added to the variance in layer norms.
         tied: whether the output map is the embedding table, as in all published models.
+        activation: of the feed-forward layers, a name in `nn.ACTIVATIONS`; the approximation of GELU in all published
+            models.
+        deviation: standard deviation of the initial weights, but for those that account for the depth.
     """
 
     vocabulary: int = 50_257
@@ -51,7 +53,16 @@ class GPT2Config:
     residual_dropout: float = 0.1
     epsilon: float = 1e-5
     tied: bool = True
+    activation: str = "gelu_new"
+    deviation: float = STANDARD_DEVIATION
 
+
+_ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
 
 SIZES: Mapping[str, GPT2Config] = MappingProxyType(
     {
@@ -77,6 +88,7 @@ class GPT2(Pretrained, Decoder):
         ValueError: heads that do not divide the width, no tokens, or no layers.
     """
 
+    model_types: ClassVar[tuple[str, ...]] = ("gpt2",)
     architectures: ClassVar[tuple[str, ...]] = ("GPT2LMHeadModel",)
     prefix: ClassVar[str] = "transformer."
     # Causal masks, which early checkpoints hold as buffers.
@@ -91,7 +103,11 @@ class GPT2(Pretrained, Decoder):
                     norm(),
                     config.residual_dropout,
                 ),
-                PreNorm(FeedForward(config.width, config.hidden, gelu), norm(), config.residual_dropout),
+                PreNorm(
+                    FeedForward(config.width, config.hidden, ACTIVATIONS[config.activation]),
+                    norm(),
+                    config.residual_dropout,
+                ),
             )
             for _ in range(config.layers)
         ]
@@ -115,8 +131,8 @@ class GPT2(Pretrained, Decoder):
             UnsupportedError: a value that is not supported, named.
         """
         refuse_unless(config, "model_type", ["gpt2"])
-        # Two names of the same approximation.
-        refuse_unless(config, "activation_function", ["gelu_new", "gelu_pytorch_tanh"], absent="gelu_new")
+        config = canonical(config, _ALIASES)
+        refuse_unless(config, "activation_function", tuple(ACTIVATIONS))
         refuse_unless(config, "scale_attn_weights", [True], absent=True)
         refuse_unless(config, "scale_attn_by_inverse_layer_idx", [False], absent=False)
         refuse_unless(config, "add_cross_attention", [False], absent=False)
@@ -133,6 +149,8 @@ class GPT2(Pretrained, Decoder):
                 residual_dropout=required(config, "resid_pdrop", float, 0.1),
                 epsilon=required(config, "layer_norm_epsilon", float, 1e-5),
                 tied=required(config, "tie_word_embeddings", bool, True),
+                activation=required(config, "activation_function", str, "gelu_new"),
+                deviation=required(config, "initializer_range", float, STANDARD_DEVIATION),
             )
         )
 
@@ -148,11 +166,12 @@ class GPT2(Pretrained, Decoder):
             "n_layer": config.layers,
             "n_head": config.heads,
             "n_inner": config.hidden,
-            "activation_function": "gelu_new",
+            "activation_function": config.activation,
             "embd_pdrop": config.embedding_dropout,
             "attn_pdrop": config.attention_dropout,
             "resid_pdrop": config.residual_dropout,
             "layer_norm_epsilon": config.epsilon,
+            "initializer_range": config.deviation,
             "tie_word_embeddings": config.tied,
         }
 
@@ -203,10 +222,10 @@ def initialise(model: GPT2) -> None:
     """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=STANDARD_DEVIATION)
+            nn.init.normal_(module.weight, std=model.config.deviation)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
     residual_layers = 2 * len(model.blocks)
     for block in model.blocks:
         for name in ("attention.sublayer.output.weight", "feed_forward.sublayer.output.weight"):
-            nn.init.normal_(block.get_parameter(name), std=STANDARD_DEVIATION / residual_layers**0.5)
+            nn.init.normal_(block.get_parameter(name), std=model.config.deviation / residual_layers**0.5)

@@ -60,6 +60,7 @@ class GPT3(GPT2):
         ValueError: heads that do not divide the width, no tokens, no layers, or a band below 1.
     """
 
+    model_types: ClassVar[tuple[str, ...]] = ("gpt3",)
     architectures: ClassVar[tuple[str, ...]] = ("GPT3LMHeadModel",)
     config: GPT3Config
 

@@ -112,6 +112,7 @@ class Llama(Pretrained, Decoder):
         ValueError: heads that do not divide evenly, or heads of an odd width, which cannot be turned in pairs.
     """
 
+    model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral")
     architectures: ClassVar[tuple[str, ...]] = ("LlamaForCausalLM", "llama", "MistralForCausalLM", "mistral")
     ignored: ClassVar[tuple[str, ...]] = (r".*\.rotary_emb\.inv_freq",)
 

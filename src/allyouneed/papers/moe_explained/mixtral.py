@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import nn as torch_nn
 
-from allyouneed.hub import Name, Pretrained, UnsupportedError, read_rotary, refuse_unless, required, same
+from allyouneed.hub import Name, Pretrained, UnsupportedError, canonical, read_rotary, refuse_unless, required, same
 from allyouneed.nn import Attention, Block, Decoder, GatedExperts, PreNorm, RMSNorm, RotaryPositions
 from allyouneed.papers.moe import check_choices
 
@@ -82,6 +82,7 @@ class Mixtral(Pretrained, Decoder):
         ValueError: heads that do not divide evenly, or heads of an odd width, which cannot be turned in pairs.
     """
 
+    model_types: ClassVar[tuple[str, ...]] = ("mixtral",)
     architectures: ClassVar[tuple[str, ...]] = ("MixtralForCausalLM",)
     ignored: ClassVar[tuple[str, ...]] = (r".*\.rotary_emb\.inv_freq",)
 
@@ -108,6 +109,7 @@ class Mixtral(Pretrained, Decoder):
             UnsupportedError: a key that is missing, or a value that would need other code than this: it is named.
             ValueError: numbers out of range.
         """
+        config = canonical(config, {"num_experts": "num_local_experts"})
         width, heads = required(config, "hidden_size", int), required(config, "num_attention_heads", int)
         if heads < 1 or width % heads:
             raise UnsupportedError(f"config.json: hidden_size {width} cannot be divided by {heads} num_attention_heads")
@@ -116,9 +118,10 @@ class Mixtral(Pretrained, Decoder):
         refuse_unless(config, "attention_dropout", (0.0, 0, None))
         refuse_unless(config, "router_jitter_noise", (0.0, 0, None))
         refuse_unless(config, "sliding_window", (None,))
-        refuse_unless(config, "quantization_config", (None,))
         rotary = read_rotary(config, base=1e6, context=131_072)
         rotary.refuse_unless()
+        # Where it is null there are as many as queries have; where it is absent, eight.
+        key_value_heads = heads if "num_key_value_heads" in config else 8
         experts, k = required(config, "num_local_experts", int, 8), required(config, "num_experts_per_tok", int, 2)
         if k == 1 and experts > 1:
             raise UnsupportedError(
@@ -131,7 +134,7 @@ class Mixtral(Pretrained, Decoder):
                 layers=required(config, "num_hidden_layers", int),
                 heads=heads,
                 hidden=required(config, "intermediate_size", int),
-                key_value_heads=required(config, "num_key_value_heads", int, 8),
+                key_value_heads=required(config, "num_key_value_heads", int, key_value_heads),
                 experts=experts,
                 k=k,
                 rotary_base=rotary.base,

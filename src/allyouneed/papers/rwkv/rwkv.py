@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from allyouneed.hub import Name, Pretrained, refuse_unless, required, same
+from allyouneed.hub import Name, Pretrained, canonical, required, same
 
 from .initialise import initialise
 from .mixing import RwkvBlock
@@ -81,6 +81,7 @@ class Rwkv(Pretrained, nn.Module):
         form: computes WKV over several tokens; a single one always takes the recurrent step.
     """
 
+    model_types: ClassVar[tuple[str, ...]] = ("rwkv",)
     architectures: ClassVar[tuple[str, ...]] = ("RwkvForCausalLM",)
     prefix: ClassVar[str] = "rwkv."
 
@@ -187,7 +188,7 @@ class Rwkv(Pretrained, nn.Module):
             UnsupportedError: a key that is missing, or a value that would need other code than this: it is named.
             ValueError: numbers that do not fit together.
         """
-        refuse_unless(config, "quantization_config", (None,))
+        config = canonical(config, {"max_position_embeddings": "context_length"})
         width = required(config, "hidden_size", int)
         inner, channels = config.get("intermediate_size"), config.get("attention_hidden_size")
         numbers = RwkvConfig(

@@ -1,22 +1,15 @@
 """The numbers of a T5, the paper's sizes, and how checkpoints write them."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from torch import nn
+from allyouneed.hub import UnsupportedError, canonical, refuse_unless, required
+from allyouneed.nn import ACTIVATIONS
 
-from allyouneed.hub import UnsupportedError, refuse_unless, required
-
-PLAIN: Mapping[str, Callable[[], nn.Module]] = {"relu": nn.ReLU}
-GATED: Mapping[str, Callable[[], nn.Module]] = {
-    # The approximation of GELU that version 1.1 was trained with.
-    "gated-gelu": partial(nn.GELU, approximate="tanh"),
-    "gated-silu": nn.SiLU,
-}
-"""The feed-forward layers of version 1.0, and those of version 1.1 and its relatives, by their names in checkpoints."""
+GATE = "gated-"
+"""What the names of the gated feed-forward layers of version 1.1 and its relatives begin with."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +27,15 @@ class T5Config:
         buckets: of relative positions, in each direction or both (section 2.1).
         furthest: the distance from which on all share a bucket.
         dropout: probability wherever dropout is applied.
-        feed_forward: "relu" in version 1.0, "gated-gelu" in 1.1.
+        feed_forward: "relu" in version 1.0, "gated-gelu" in 1.1; any name in `nn.ACTIVATIONS`, with or without a gate.
+        activation: of the feed-forward layers, where it is not the one that their name says; there "gated-gelu" stands
+            for the approximation by tanh that version 1.1 was trained with.
         tied: whether the output map is the embedding table, and vectors are multiplied by 1/√width before it: version
             1.0. In 1.1 it is a map of its own.
         epsilon: of the norms.
         padding: the token that fills up rows, and begins every target.
         end: the token that ends inputs and targets.
+        deviation: what the standard deviations of the initial weights are multiplied by.
     """
 
     vocabulary: int = 32_128
@@ -57,10 +53,13 @@ class T5Config:
     epsilon: float = 1e-6
     padding: int = 0
     end: int = 1
+    activation: str | None = None
+    deviation: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.feed_forward not in (*PLAIN, *GATED):
-            raise ValueError(f"feed_forward is {self.feed_forward!r}; it must be one of {', '.join((*PLAIN, *GATED))}")
+        for name in (self.feed_forward.removeprefix(GATE), self.activation_name):
+            if name not in ACTIVATIONS:
+                raise ValueError(f"feed_forward or activation is {name!r}; known are {', '.join(ACTIVATIONS)}")
         for name in ("vocabulary", "width", "head_width", "hidden", "layers", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
@@ -68,6 +67,17 @@ class T5Config:
             raise ValueError(f"decoder_layers is {self.decoder_layers}: it must be at least 1, or None")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: it must be at least 0 and below 1")
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward layers have a gate."""
+        return self.feed_forward.startswith(GATE)
+
+    @property
+    def activation_name(self) -> str:
+        """The activation of the feed-forward layers, a name in `nn.ACTIVATIONS`."""
+        usual = "gelu_new" if self.feed_forward == "gated-gelu" else self.feed_forward.removeprefix(GATE)
+        return self.activation or usual
 
 
 SIZES: Mapping[str, T5Config] = MappingProxyType(
@@ -95,8 +105,15 @@ KEYS = {
     "epsilon": "layer_norm_epsilon",
     "padding": "pad_token_id",
     "end": "eos_token_id",
+    "deviation": "initializer_factor",
 }
 """What the fields of `T5Config` are called in `config.json`."""
+_ALIASES = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "num_layers",
+    "head_dim": "d_kv",
+}
 
 
 def read_config(config: Mapping[str, Any]) -> T5Config:
@@ -107,7 +124,9 @@ def read_config(config: Mapping[str, Any]) -> T5Config:
         ValueError: numbers out of range.
     """
     refuse_unless(config, "model_type", ("t5",))
-    refuse_unless(config, "feed_forward_proj", (*PLAIN, *GATED), absent="relu")
+    config = canonical(config, _ALIASES)
+    refuse_unless(config, "feed_forward_proj", (*ACTIVATIONS, *(GATE + name for name in ACTIVATIONS)), absent="relu")
+    refuse_unless(config, "dense_act_fn", (None, *ACTIVATIONS))
     refuse_unless(config, "is_encoder_decoder", (True,), absent=True)
     defaults: dict[str, Any] = {"vocabulary": 32_128, "width": 512, "hidden": 2048, "layers": 6, "heads": 8}
     values: dict[str, Any] = {}
@@ -128,4 +147,8 @@ def read_config(config: Mapping[str, Any]) -> T5Config:
     tied = required(config, "scale_decoder_outputs", bool, tied)
     count = config.get("num_decoder_layers")
     layers = None if count is None else required(config, "num_decoder_layers", int)
-    return T5Config(**values, decoder_layers=layers, tied=tied)
+    numbers = T5Config(**values, decoder_layers=layers, tied=tied)
+    # Written beside the name that they follow from, and changed by hand now and then.
+    refuse_unless(config, "is_gated_act", (None, numbers.gated))
+    activation = config.get("dense_act_fn")
+    return numbers if activation in (None, numbers.activation_name) else replace(numbers, activation=activation)

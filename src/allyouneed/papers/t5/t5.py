@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from allyouneed.hub import Name, Pretrained, StoredModel, same
 from allyouneed.nn import (
+    ACTIVATIONS,
     Attention,
     Block,
     CrossBlock,
@@ -23,7 +24,7 @@ from allyouneed.nn import (
 )
 from allyouneed.text import Tokenizer
 
-from .config import GATED, KEYS, PLAIN, T5Config, read_config
+from .config import KEYS, T5Config, read_config
 from .positions import RelativePositions
 from .sentencepieces import MODEL_FILE, SentencePieceTokenizer
 
@@ -54,6 +55,22 @@ class Scaled(nn.Module):
         return f"{self.factor:.4g}"
 
 
+class Activation(nn.Module):
+    """Apply an activation, by its name in `nn.ACTIVATIONS`."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def forward(self, hidden: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
+        """Apply it to each coordinate."""
+        return ACTIVATIONS[self.name](hidden)
+
+    def extra_repr(self) -> str:
+        """Give the name."""
+        return self.name
+
+
 def attention(config: T5Config) -> PreNorm:
     """Compose attention in its residual branch: rescaled input, no biases, no factor."""
     sublayer = Attention(
@@ -69,11 +86,9 @@ def attention(config: T5Config) -> PreNorm:
 
 def feed_forward(config: T5Config) -> PreNorm:
     """Compose the feed-forward layer in its residual branch; dropout is applied to the inner vector too."""
-    gated = config.feed_forward in GATED
-    activation = (GATED if gated else PLAIN)[config.feed_forward]()
     # Dropping coordinates of the gate is dropping those of its product with the other half.
-    dropped = nn.Sequential(activation, nn.Dropout(config.dropout))
-    layer = GatedFeedForward if gated else FeedForward
+    dropped = nn.Sequential(Activation(config.activation_name), nn.Dropout(config.dropout))
+    layer = GatedFeedForward if config.gated else FeedForward
     sublayer = layer(config.width, config.hidden, activation=dropped, bias=False)
     return PreNorm(sublayer, RMSNorm(config.width, config.epsilon), config.dropout)
 
@@ -137,6 +152,7 @@ class T5(Pretrained, EncoderDecoder):
         config: its numbers.
     """
 
+    model_types: ClassVar[tuple[str, ...]] = ("t5",)
     architectures: ClassVar[tuple[str, ...]] = ("T5ForConditionalGeneration", "T5WithLMHeadModel")
     # Early checkpoints have a table of biases in cross-attention, which nothing reads.
     ignored: ClassVar[tuple[str, ...]] = (
@@ -148,7 +164,7 @@ class T5(Pretrained, EncoderDecoder):
         blocks = [CrossBlock(attention(config), attention(config), feed_forward(config)) for _ in range(count)]
         super().__init__(encoder(config), decoder(config, blocks), shared=True)
         self.config = config
-        initialise(self)
+        initialise(self, config.deviation)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "T5":
@@ -167,6 +183,7 @@ class T5(Pretrained, EncoderDecoder):
             "architectures": [self.architectures[0]],
             "model_type": "t5",
             **sizes,
+            **({} if config.activation is None else {"dense_act_fn": config.activation}),
             "num_decoder_layers": len(self.decoder.blocks),
             "tie_word_embeddings": config.tied,
             "decoder_start_token_id": config.padding,
@@ -183,7 +200,6 @@ class T5(Pretrained, EncoderDecoder):
         names = [same("decoder.embedding.weight", "shared.weight")]
         if not self.config.tied:
             names.append(same("decoder.head.weight", "lm_head.weight"))
-        gated = self.config.feed_forward in GATED
         for stack, own in (("encoder", self.encoder), ("decoder", self.decoder)):
             table = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias"
             names.append(same(f"{stack}.positions.table.weight", f"{table}.weight"))
@@ -192,7 +208,7 @@ class T5(Pretrained, EncoderDecoder):
             for index in range(len(own.blocks)):  # pyright: ignore[reportArgumentType]
                 for place, (part, theirs) in enumerate(parts.items()):
                     ours, layer = f"{stack}.blocks.{index}.{part}", f"{stack}.block.{index}.layer.{place}"
-                    maps = _ATTENTION if part.endswith("attention") else _GATED if gated else _PLAIN
+                    maps = _ATTENTION if part.endswith("attention") else _GATED if self.config.gated else _PLAIN
                     names.append(same(f"{ours}.norm.weight", f"{layer}.layer_norm.weight"))
                     names += [
                         same(f"{ours}.sublayer.{one}.weight", f"{layer}.{theirs}.{other}.weight")
@@ -209,22 +225,22 @@ class T5(Pretrained, EncoderDecoder):
         return super().read_tokenizer(stored)
 
 
-def initialise(model: nn.Module) -> None:
+def initialise(model: nn.Module, factor: float = 1.0) -> None:
     """Draw initial weights as the released code does; the paper says nothing of them.
 
     Embeddings have the deviation 1, maps 1/√(number of inputs), queries a further 1/√head_width, which makes up for the
     factor that the scores lack. An output map of its own starts with 1/√width, so that logits begin as small as those
-    of version 1.0.
+    of version 1.0. All of them are multiplied by the factor, and so are the scales of the norms.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            nn.init.normal_(module.weight, std=factor * module.in_features**-0.5)
         elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=1.0)
+            nn.init.normal_(module.weight, std=factor)
         elif isinstance(module, RMSNorm):
-            nn.init.ones_(module.weight)
+            nn.init.constant_(module.weight, factor)
     for module in model.modules():
         if isinstance(module, Attention):
-            nn.init.normal_(module.query.weight, std=(module.query.in_features * module.head_width) ** -0.5)
+            nn.init.normal_(module.query.weight, std=factor * (module.query.in_features * module.head_width) ** -0.5)
         elif isinstance(module, (Encoder, Decoder)) and isinstance(module.positions, RelativePositions):
-            nn.init.normal_(module.positions.table.weight, std=module.embedding.embedding_dim**-0.5)
+            nn.init.normal_(module.positions.table.weight, std=factor * module.embedding.embedding_dim**-0.5)

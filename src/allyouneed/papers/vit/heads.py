@@ -29,6 +29,7 @@ class ImageClassifier(Pretrained):
         ValueError: no labels, or one twice.
     """
 
+    model_types: ClassVar[tuple[str, ...]] = ("vit",)
     architectures: ClassVar[tuple[str, ...]] = ("ViTForImageClassification",)
 
     def __init__(self, vit: Vit, labels: Sequence[str]):

@@ -1,25 +1,18 @@
 """The Vision Transformer: an image is a row of patches, read by a plain transformer encoder."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from allyouneed.hub import Name, Pretrained, UnsupportedError, refuse_unless, required, same
-from allyouneed.nn import Attention, AttentionPattern, Block, FeedForward, PreNorm
+from allyouneed.nn import ACTIVATIONS, Attention, AttentionPattern, Block, FeedForward, PreNorm
 
 from .positions import Grid, LearnedPositions, PatchPositions
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_new": lambda hidden: F.gelu(hidden, approximate="tanh"),
-    "relu": F.relu,
-}
 
 
 @dataclass(frozen=True)
@@ -34,7 +27,7 @@ class VitConfig:
         layers: L, number of blocks.
         heads: of attention.
         hidden: inner width of the feed-forward layers ("MLP size").
-        activation: a name in `ACTIVATIONS`.
+        activation: a name in `nn.ACTIVATIONS`.
         dropout: of embeddings and sublayers' outputs (Table 3 has 0 or 0.1).
         attention_dropout: of attention weights.
         epsilon: of the norms; 10⁻⁶ in the released code.
@@ -85,6 +78,7 @@ def read_config(config: Mapping[str, Any]) -> VitConfig:
         default: Any = _ABSENT.get(field.name, field.default)
         values[field.name] = required(config, _KEYS[field.name], type(default), default)
     refuse_unless(config, "pooler_output_size", (None, values["width"]))
+    refuse_unless(config, "head_dim", (None, values["width"] // max(values["heads"], 1)))
     return VitConfig(**values)
 
 
@@ -142,6 +136,7 @@ class Vit(Pretrained):
         positions: of the patches; `LearnedPositions` where None.
     """
 
+    model_types: ClassVar[tuple[str, ...]] = ("vit",)
     # The encoder of a classifier can be read without its head.
     architectures: ClassVar[tuple[str, ...]] = ("ViTModel", "ViTForImageClassification")
     ignored: ClassVar[tuple[str, ...]] = (r"classifier\..*",)
