@@ -256,7 +256,10 @@ class TestModel:
         assert again.config == model.config
         tokens = torch.randint(61, (2, 20))
         torch.testing.assert_close(again(tokens), model(tokens))
-        with pytest.raises(UnsupportedError, match=r"of model_type 'gpt3'; GPT2 reads the model_type 'gpt2'; allyouneed\.papers\.gpt3\.GPT3 reads it"):
+        with pytest.raises(
+            UnsupportedError,
+            match=r"of model_type 'gpt3'; GPT2 reads the model_type 'gpt2'; allyouneed\.papers\.gpt3\.GPT3 reads it",
+        ):
             GPT2.from_stored(open_model(tmp_path))
         with pytest.raises(UnsupportedError, match="model_type"):
             GPT3.from_config({**model.to_config(), "model_type": "gpt2"})

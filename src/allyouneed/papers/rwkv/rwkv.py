@@ -190,6 +190,7 @@ class Rwkv(Pretrained, nn.Module):
         """
         config = canonical(config, {"max_position_embeddings": "context_length"})
         width = required(config, "hidden_size", int)
+        halved = config.get("rescale_every")
         inner, channels = config.get("intermediate_size"), config.get("attention_hidden_size")
         numbers = RwkvConfig(
             vocabulary=required(config, "vocab_size", int),
@@ -199,7 +200,7 @@ class Rwkv(Pretrained, nn.Module):
             channels=None if channels is None else required(config, "attention_hidden_size", int),
             epsilon=required(config, "layer_norm_epsilon", float, 1e-5),
             context=required(config, "context_length", int, 1024),
-            rescale_every=required(config, "rescale_every", int, 6),
+            rescale_every=0 if type(halved) is int and halved < 0 else required(config, "rescale_every", int, 6),
             tied=required(config, "tie_word_embeddings", bool, False),
         )
         return cls(numbers)
