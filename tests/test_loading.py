@@ -10,7 +10,7 @@ import torch
 
 import allyouneed
 from allyouneed.hub import Pretrained, UnsupportedError, WeightsError, open_model, write_model
-from allyouneed.papers.readers import READERS
+from allyouneed.hub.architecture import IMAGE_READERS, READERS
 from allyouneed.text import BytePairTokenizer, ByteTokenizer
 
 STANDINS = Path(__file__).parent / "standins"
@@ -158,3 +158,45 @@ def test_what_names_the_rooms_imports_none() -> None:
         "print([name for name in sys.modules if name.startswith('allyouneed.papers.') and name[18:] != 'readers'])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("kind", [*READERS, *IMAGE_READERS])
+def test_a_class_says_whose_a_folder_is_that_it_does_not_read(kind: str, tmp_path: Path) -> None:
+    from allyouneed.papers.bert import Bert
+    from allyouneed.papers.t5 import T5
+
+    write_model(tmp_path, {"model_type": kind, "architectures": ["Foo"]}, [("a", torch.zeros(1))])
+    whose = {**READERS, **IMAGE_READERS}[kind].replace(":", r"\.")
+    other = Bert if kind == "t5" else T5
+    wanted = f"is a Foo, of model_type '{kind}'; {other.__name__} reads the model_type .*; {whose} reads it"
+    with pytest.raises(UnsupportedError, match=wanted):
+        other.from_pretrained(tmp_path)
+
+
+def test_a_class_says_who_reads_another_head(tmp_path: Path) -> None:
+    from allyouneed.papers.bert import SentenceClassifier
+
+    config = {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
+    write_model(tmp_path, config, [("a", torch.zeros(1))])
+    wanted = (
+        r"is a BertForMaskedLM; SentenceClassifier reads BertForSequenceClassification; "
+        r"allyouneed\.papers\.bert\.Bert and allyouneed\.papers\.bert\.MaskedLanguageModel read it"
+    )
+    with pytest.raises(UnsupportedError, match=wanted):
+        SentenceClassifier.from_pretrained(tmp_path)
+
+
+def test_what_says_neither_type_nor_head_is_not_guessed_at(tmp_path: Path) -> None:
+    from allyouneed.papers.t5 import T5
+
+    write_model(tmp_path, {"vocab_size": 3}, [("a", torch.zeros(1))])
+    with pytest.raises(UnsupportedError, match="is of model_type None; T5 reads the model_type 't5'"):
+        T5.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "per_layer_config", "pruned_heads"])
+def test_what_no_class_reads_is_named(key: str, tmp_path: Path) -> None:
+    config = {"model_type": "gpt2", "vocab_size": 3, key: {"0": [1]}}
+    write_model(tmp_path, config, [("a", torch.zeros(1))], tokenizer=ByteTokenizer())
+    with pytest.raises(UnsupportedError, match=rf"config\.json: {key} is .*; only None"):
+        importlib.import_module("allyouneed.papers.gpt2").GPT2.from_pretrained(tmp_path)

@@ -12,10 +12,9 @@ from torch import Tensor
 from transformers import GenerationConfig, MixtralForCausalLM
 from transformers import MixtralConfig as TheirConfig
 
-from allyouneed.hub import UnsupportedError, WeightsError
+from allyouneed.hub import READERS, UnsupportedError, WeightsError
 from allyouneed.nn import KeyValueCache
 from allyouneed.papers.moe_explained import Mixtral, MixtralConfig, router_statistics, routings
-from allyouneed.papers.readers import READERS
 from allyouneed.text import Sampling, generate
 from allyouneed.training import next_token_loss
 
