@@ -29,7 +29,7 @@ TOLERANCE = 2e-4
 # Values that any configuration takes; keys that change no number, and why, follow.
 COMMON: Mapping[str, list[Any]] = {
     "vocab_size": [53],
-    # None that could be compared: the next two are checked by themselves, with the others the reference gives no logits.
+    # None that could be compared: two are checked by themselves, with the others the reference gives no logits.
     "architectures": [],
     "model_type": [],
     "return_dict": [],
