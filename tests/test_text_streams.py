@@ -9,15 +9,27 @@ from typing import Any
 import pytest
 import sentencepiece
 import tokenizers
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
 
 from allyouneed.papers.bert import WordPieceTokenizer
 from allyouneed.papers.gpt1 import EndOfWordBPE
 from allyouneed.papers.gpt2 import ByteLevelBPE
 from allyouneed.papers.t5 import SentencePieceTokenizer
-from allyouneed.text import BytePairTokenizer, ByteTokenizer, ChatTemplate, PublishedTokenizer, TextStream, Tokenizer
+from allyouneed.text import (
+    BytePairTokenizer,
+    ByteTokenizer,
+    ChatTemplate,
+    GenerationConfig,
+    LocalChat,
+    PublishedTokenizer,
+    TextStream,
+    Tokenizer,
+    generate_text,
+)
 
 TEXTS = ["to be or not to be, that is the question", "naïve été 日本 😀", "don't  say  it's so!  "] * 3
 TEXT = "日本語 and  two spaces, 😀👩‍👧 naïve\n\n\tit's so ! don't"
@@ -241,6 +253,50 @@ def test_prompts_begin_as_published_tokenizers_begin_texts(name: str, beginning:
     named = tokenizer.decode(beginning) + "to be"
     assert tokenizer.encode_prompt(named) == [*beginning, *plain]
     assert tokenizer.encode_prompt("") == beginning
+
+
+class Says(nn.Module):
+    """A model that continues its first prompt by given tokens, and remembers what it was fed."""
+
+    def __init__(self, tokenizer: Tokenizer, tokens: Sequence[int]):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.vocabulary, self.tokens = tokenizer.vocabulary, list(tokens)
+        self.fed: list[list[int]] = []
+
+    def forward(self, tokens: Tensor, *, present: Tensor | None = None, cache: Any = None) -> Tensor:
+        said = nn.functional.one_hot(torch.tensor(self.tokens[len(self.fed)]), self.vocabulary).float() * 100
+        self.fed.append(tokens[0].tolist())
+        return said.expand(*tokens.shape, -1)
+
+    def new_cache(self, limit: int | None = None, capacity: int = 64) -> Any:
+        return type("Nothing", (), {"__len__": lambda self: 0})()
+
+
+@pytest.mark.parametrize("name", ["llama", "metaspace first", "gemma", "byte pairs", "t5"])
+@pytest.mark.parametrize("answer", [" world 日本😀", "\n  to be", "日"])
+def test_generated_text_and_chats_lose_nothing_and_end_by_themselves(name: str, answer: str):
+    tokenizer: Any = tokenizer_of(name)
+    roles, end = dict(tokenizer.special_tokens_map), tokenizer.special_tokens["</s>"]
+    tokens = tokenizer.encode_continuation(answer)
+    prompt = tokenizer.encode_prompt("to be")
+    added = tokenizer.decode([*prompt, *tokens]).removeprefix(tokenizer.decode(prompt))
+    told: list[str] = []
+    model: Any = Says(tokenizer, [*tokens, end, end])
+    model.generation = GenerationConfig(eos_token_ids=(end,))
+    options: dict[str, Any] = {"new_tokens": 30, "on_text": lambda row, piece: told.append(piece)}
+    assert generate_text(model, tokenizer, ["to be"], **options) == [added] == ["".join(told)]
+    assert model.fed[0] == prompt
+    # The same end, where only the tokenizer states it.
+    tokenizer.special_tokens_map = {"eos_token": "</s>"}
+    assert generate_text(Says(tokenizer, [*tokens, end]), tokenizer, ["to be"], new_tokens=30) == [added]
+    model = Says(tokenizer, [*tokens, end])
+    model.chat_template = "{% for one in messages %}{{ eos_token }}{{ one.content }}{% endfor %}"
+    chat = LocalChat(model, tokenizer)
+    prompt = chat.template.encode([{"role": "user", "content": "to be"}])
+    expected = tokenizer.decode([*prompt, *tokens]).removeprefix(tokenizer.decode(prompt))
+    assert "".join(chat.reply([{"role": "user", "content": "to be"}], new_tokens=30)) == expected
+    tokenizer.special_tokens_map = roles
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma", "metaspace always", "metaspace first", "metaspace never"])
