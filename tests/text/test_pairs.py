@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
+from tokenizers import models, pre_tokenizers
 
 from allyouneed.data.labelled import IGNORE_INDEX, label_pairs
-from allyouneed.text import BytePairTokenizer, ByteTokenizer, ChatTemplate, encode_pairs
+from allyouneed.text import BytePairTokenizer, ByteTokenizer, ChatTemplate, PublishedTokenizer, encode_pairs
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHATML = (
@@ -32,6 +34,24 @@ def test_an_answer_ends_with_the_tokenizers_own_token(tokenizer: BytePairTokeniz
     assert tokenizer.decode(prompt) == "What is"
     assert tokenizer.decode(answer) == " the time?<|endoftext|>"
     assert encode_pairs(tokenizer, [("a", "b")], end=7) == [(tokenizer.encode("a"), [*tokenizer.encode("b"), 7])]
+
+
+def test_an_answer_goes_on_where_its_prompt_ends():
+    """Where a vocabulary has a space before a text's first word, the answer's has none, but behind special tokens."""
+    names = ["<s>", "</s>", "▁", *"tobe"]
+    ids = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    made: Any = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=[]))
+    made.add_special_tokens(names[:2])
+    made.pre_tokenizer = pre_tokenizers.Metaspace("▁", "always", split=False)
+    tokenizer = PublishedTokenizer(made)
+    prompt, begin, end, answer = tokenizer.encode("to"), 0, 1, [ids["b"], ids["e"]]
+    assert encode_pairs(tokenizer, [("to", "be")], end=end) == [(prompt, [*answer, end])]
+    template = ChatTemplate("{% for one in messages %}{{ one.content }}<s>{% endfor %}", tokenizer)
+    [(asked, answered)] = encode_pairs(
+        tokenizer, [([{"role": "user", "content": "to"}], "be")], template=template, end=end
+    )
+    assert asked == [*prompt, begin]
+    assert answered == [ids["▁"], *answer, end]
 
 
 def test_a_conversation_is_what_the_template_makes_of_it(tokenizer: BytePairTokenizer):

@@ -20,6 +20,9 @@ _WANTED = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    # A vocabulary of byte pairs from before there was `tokenizer.json`.
+    "vocab.json",
+    "merges.txt",
     TEMPLATE,
 )
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")

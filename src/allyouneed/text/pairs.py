@@ -32,6 +32,7 @@ def encode_pairs(
     of_text, of_message = tokenizer.eos_token_ids, set[int]()
     if template is not None and end is None:
         of_message = template.end_tokens()
+    special = set(tokenizer.special_tokens.values())
     encoded = []
     for prompt, answer in pairs:
         if isinstance(prompt, str):
@@ -43,5 +44,7 @@ def encode_pairs(
         last = last if end is None else end
         if last is None:
             raise ValueError("neither tokenizer nor template has a token that ends an answer: give its id as `end`")
-        encoded.append((tokens, [*tokenizer.encode(answer), last]))
+        behind_special = bool(tokens) and tokens[-1] in special
+        encode = tokenizer.encode_after_special if behind_special else tokenizer.encode_continuation
+        encoded.append((tokens, [*encode(answer), last]))
     return encoded

@@ -12,8 +12,8 @@ from .byte_pairs import BytePairTokenizer
 from .library import LibraryTokenizer, read_library_tokenizer
 from .tokenizers import ByteTokenizer, _check_ids, _existing_file
 
-# How vocabularies spell a byte, for what they have no other token for.
-_BYTE = re.compile("<0x([0-9A-F]{2})>")
+BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+"""How vocabularies spell a byte, for what they have no other token for."""
 _INVALID = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -29,7 +29,9 @@ class PublishedTokenizer(LibraryTokenizer):
     def __init__(self, tokenizer: tokenizers.Tokenizer):
         super().__init__(tokenizer)
         falls_back = tokenizer.decoder is not None and b"ByteFallback" in tokenizer.decoder.__getstate__()
-        names = {token: _BYTE.fullmatch(name) for name, token in tokenizer.get_vocab().items()} if falls_back else {}
+        names = (
+            {token: BYTE_TOKEN.fullmatch(name) for name, token in tokenizer.get_vocab().items()} if falls_back else {}
+        )
         self._bytes = {token: int(match[1], 16) for token, match in names.items() if match is not None}
 
     def decode(self, tokens: Sequence[int]) -> str:

@@ -1,14 +1,12 @@
 """The bytes that each token of a vocabulary stands for, which a token's text alone does not always tell."""
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from .published import BYTE_TOKEN
 from .tokenizers import ByteTokenizer, Tokenizer
-
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
@@ -72,7 +70,7 @@ def _speller(decoder: Mapping[str, Any]) -> Callable[[str], bytes]:
         return _spell_byte_level
 
     def spell(name: str) -> bytes:
-        if "ByteFallback" in kinds and (byte := _BYTE_TOKEN.fullmatch(name)) is not None:
+        if "ByteFallback" in kinds and (byte := BYTE_TOKEN.fullmatch(name)) is not None:
             return bytes([int(byte[1], 16)])
         for old, new in replaced:
             name = name.replace(old, new)
