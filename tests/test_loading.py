@@ -11,7 +11,7 @@ import torch
 import allyouneed
 from allyouneed.hub import Pretrained, UnsupportedError, WeightsError, open_model, write_model
 from allyouneed.hub.architecture import IMAGE_READERS, READERS
-from allyouneed.text import BytePairTokenizer, ByteTokenizer
+from allyouneed.text import BytePairTokenizer, ByteTokenizer, ChatTemplate, Sampling
 
 STANDINS = Path(__file__).parent / "standins"
 
@@ -48,6 +48,24 @@ def test_a_chat_model_by_name_and_by_every_kind_of_path(tmp_path: Path) -> None:
         assert same.encode("In the beginning 12") == tokenizer.encode("In the beginning 12")
         with torch.no_grad():
             assert torch.equal(again(tokens), expected), name
+
+
+@pytest.mark.usefixtures("standins")
+def test_a_chat_model_needs_no_more_than_its_name(tmp_path: Path) -> None:
+    chat = allyouneed.load_chat("smollm2-135m-instruct")
+    stored = open_model("smollm2-135m-instruct")
+    template = ChatTemplate(str(stored.chat_template), stored.tokenizer())
+    talk = [{"role": "user", "content": "In the beginning"}]
+    assert chat.template.encode(talk) == template.encode(talk)
+    assert chat.stop == {*stored.generation.eos_token_ids, *template.end_tokens()} != set()
+    model, tokenizer = allyouneed.load(stored.source)
+    model.save_pretrained(tmp_path, tokenizer)
+    again = allyouneed.load_chat(open_model(tmp_path))
+    assert (again.stop, again.template.encode(talk)) == (chat.stop, chat.template.encode(talk))
+    answers = ["".join(one.reply(talk, new_tokens=12, sampling=Sampling.greedy())) for one in (chat, again)]
+    assert answers[0] == answers[1] != ""
+    with pytest.raises(ValueError, match="all-minilm-l6-v2 has no chat template: it was not made for conversations"):
+        allyouneed.load_chat("all-minilm-l6-v2")
 
 
 @pytest.mark.usefixtures("standins")
