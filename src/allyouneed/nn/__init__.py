@@ -22,7 +22,7 @@ from .activations import ACTIVATIONS
 from .attending import AttendingCache
 from .attention import Attention, AttentionPattern, attention_pattern, fused_attention
 from .blocks import Block, PostNorm, PreNorm
-from .cache import KeyValueCache, LayerCache
+from .cache import KeyValueCache, LayerCache, WindowCache
 from .decoder import Decoder
 from .encoder import Encoder
 from .encoder_decoder import CrossBlock, CrossCache, EncoderDecoder
@@ -35,6 +35,14 @@ from .normalisation import RMSNorm
 from .positions import LearnedPositions, PositionScheme, RotaryPositions, Rotation, SinusoidalPositions
 from .quantized import Int4Linear, Int8Linear, QuantizedEmbedding, join_projections, quantize_int8, tie_quantized
 from .recurrent import AdditiveAttention, RecurrentEncoderDecoder
+from .rotary_scaling import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RotaryScaling,
+    YarnScaling,
+)
 from .stepping import SteppingBlock, step_quickly
 
 __all__ = [
@@ -47,6 +55,7 @@ __all__ = [
     "CrossBlock",
     "CrossCache",
     "Decoder",
+    "DynamicScaling",
     "Encoder",
     "EncoderDecoder",
     "Experts",
@@ -58,6 +67,9 @@ __all__ = [
     "KeyValueCache",
     "LayerCache",
     "LearnedPositions",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LongRopeScaling",
     "Mixture",
     "PositionScheme",
     "PostNorm",
@@ -66,10 +78,13 @@ __all__ = [
     "RMSNorm",
     "RecurrentEncoderDecoder",
     "RotaryPositions",
+    "RotaryScaling",
     "Rotation",
     "Routes",
     "SinusoidalPositions",
     "SteppingBlock",
+    "WindowCache",
+    "YarnScaling",
     "arrange_for_inference",
     "attention_pattern",
     "fused_attention",

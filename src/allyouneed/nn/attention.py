@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,37 @@ class AttentionPattern:
     causal: bool = False
     rotation: Rotation | None = None
     present: Bool[Tensor, "batch queries"] | None = None
+    _narrowed: dict[tuple[int, int, int], "AttentionPattern"] = field(default_factory=dict, repr=False, compare=False)
+
+    def narrowed(self, window: int, queries: int, keys: int, device: torch.device) -> "AttentionPattern":
+        """Give the pattern in which a query sees no more than the last `window` tokens, itself counted.
+
+        Worked out once for all layers with the same window. Padding between tokens counts as tokens do.
+
+        Args:
+            window: how many tokens a query sees.
+            queries: number of tokens that look; they are the last of the keys.
+            keys: number of the last tokens that are still there to be looked at, of those that the mask is for.
+            device: where to build the mask.
+        """
+        if keys <= window and (self.mask is None or self.mask.shape[-1] == keys):
+            return self
+        known = self._narrowed.get((window, queries, keys))
+        if known is None:
+            mask = None if self.mask is None else self.mask[..., -keys:]
+            if keys > window:
+                slots = torch.arange(keys, device=device)
+                own = slots[keys - queries :, None]
+                near = (slots > own - window)[None, None]
+                if self.causal:
+                    near = near & (slots <= own)
+                if mask is None:
+                    mask = near
+                else:
+                    mask = mask & near if mask.dtype == torch.bool else mask.masked_fill(~near, -torch.inf)
+            known = AttentionPattern(mask, rotation=self.rotation, present=self.present)
+            self._narrowed[window, queries, keys] = known
+        return known
 
 
 def attention_pattern(
@@ -124,13 +155,19 @@ class Attention(nn.Module):
         key_value_heads: number of key and value heads; divides `heads`. Equal to `heads` where None
             (Ainslie et al. 2023, grouped-query attention).
         head_width: width of each head; an even share of the width where None.
-        bias: whether the four projections have biases.
+        bias: whether the projections have biases.
+        output_bias: whether the output projection has one; as the others where None.
+        query_norm: normalises each head's queries, before they are rotated (Dehghani et al. 2023, section 2); None for
+            no normalisation.
+        key_norm: the same for keys.
+        window: a token sees no more than this many tokens, itself and those before it (Beltagy et al. 2020, section
+            3.1); all where None. For causal attention.
         dropout: probability of dropping an attention weight in training.
         kernel: computes attention from query, key, value as `torch.nn.functional.scaled_dot_product_attention` does,
             with its keywords `attn_mask`, `dropout_p` and `is_causal`.
 
     Raises:
-        ValueError: heads that do not divide evenly.
+        ValueError: heads that do not divide evenly, or a window below 1.
     """
 
     def __init__(
@@ -141,6 +178,10 @@ class Attention(nn.Module):
         key_value_heads: int | None = None,
         head_width: int | None = None,
         bias: bool = True,
+        output_bias: bool | None = None,
+        query_norm: nn.Module | None = None,
+        key_norm: nn.Module | None = None,
+        window: int | None = None,
         dropout: float = 0.0,
         kernel: Callable[..., Tensor] = fused_attention,
     ):
@@ -152,6 +193,8 @@ class Attention(nn.Module):
             raise ValueError(f"head_width {head_width} is out of range: it must be at least 1")
         if key_value_heads < 1 or heads % key_value_heads:
             raise ValueError(f"{heads} heads cannot share {key_value_heads} key-value heads: it must be a multiple")
+        if window is not None and window < 1:
+            raise ValueError(f"window {window} is out of range: it must be at least 1, since a token sees itself")
         self.heads = heads
         self.key_value_heads = key_value_heads
         self.head_width = width // heads if head_width is None else head_width
@@ -160,7 +203,10 @@ class Attention(nn.Module):
         self.query: Any = nn.Linear(width, heads * self.head_width, bias=bias)
         self.key: Any = nn.Linear(width, key_value_heads * self.head_width, bias=bias)
         self.value: Any = nn.Linear(width, key_value_heads * self.head_width, bias=bias)
-        self.output = nn.Linear(heads * self.head_width, width, bias=bias)
+        self.output = nn.Linear(heads * self.head_width, width, bias=bias if output_bias is None else output_bias)
+        self.query_norm = query_norm
+        self.key_norm = key_norm
+        self.window = window
         self.joint: nn.Module | None = None
 
     def join(self, joint: nn.Module) -> None:
@@ -195,6 +241,8 @@ class Attention(nn.Module):
             return self.output(cache.attend(query, key, value).transpose(1, 2).flatten(2))
         if cache is not None:
             key, value = cache.append(key, value)
+        if self.window is not None:
+            pattern = pattern.narrowed(self.window, query.shape[2], key.shape[2], query.device)
         groups = self.heads // self.key_value_heads
         if groups > 1 and query.shape[2] == 1 and self.kernel is fused_attention and not torch.is_grad_enabled():
             mixed = self._single_query(query, key, value, pattern.mask, groups)
@@ -220,6 +268,7 @@ class Attention(nn.Module):
         query = self._split(self.query(hidden), self.heads)
         key = self._split(self.key(looked_at), self.key_value_heads)
         value = self._split(self.value(looked_at), self.key_value_heads)
+        query, key = self._normalise(query, key)
         if rotation is not None:
             query, key = rotation(query), rotation(key)
         return query, key, value
@@ -234,11 +283,19 @@ class Attention(nn.Module):
             of_source = self._split(joint(source), turning + self.key_value_heads)
             query = turned[:, : self.heads]
             key, value = of_source[:, self.heads : turning], of_source[:, turning:]
+            query, key = self._normalise(query, key)
             return (query, key, value) if rotation is None else (rotation(query), rotation(key), value)
-        if rotation is not None:
-            turned = rotation(turned)
-        query, key = turned.split_with_sizes((self.heads, self.key_value_heads), dim=1)
-        return query, key, value
+        if self.query_norm is None and self.key_norm is None:
+            # Both at once, in half the calls.
+            turned = turned if rotation is None else rotation(turned)
+            query, key = turned.split_with_sizes((self.heads, self.key_value_heads), dim=1)
+            return query, key, value
+        query, key = self._normalise(*turned.split_with_sizes((self.heads, self.key_value_heads), dim=1))
+        return (query, key, value) if rotation is None else (rotation(query), rotation(key), value)
+
+    def _normalise(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        query = query if self.query_norm is None else self.query_norm(query)
+        return query, key if self.key_norm is None else self.key_norm(key)
 
     def _single_query(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> Tensor:
         """Let the query heads that share keys look at them as if they were as many queries: nothing is repeated."""

@@ -69,6 +69,11 @@ class Block(nn.Module):
         self.attention = attention
         self.feed_forward = feed_forward
 
+    @property
+    def window(self) -> int | None:
+        """How many tokens one sees at most in its attention layer; None where it sees all."""
+        return getattr(getattr(self.attention, "sublayer", None), "window", None)
+
     def forward(
         self,
         hidden: Float[Tensor, "batch length width"],

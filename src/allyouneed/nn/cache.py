@@ -6,6 +6,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+# A layer with a window holds at least so many tokens more than will be seen. Drafting and chats take back no more as
+# a rule.
+_TAKEN_BACK = 64
+
 
 class LayerCache:
     """Keys and values of one layer, in buffers that grow by doubling.
@@ -52,6 +56,11 @@ class LayerCache:
         self.length = total
         return self._keys.narrow(2, 0, total), self._values.narrow(2, 0, total)
 
+    @property
+    def shortest(self) -> int:
+        """The fewest tokens that `truncate` can leave."""
+        return 0
+
     def truncate(self, length: int) -> None:
         """Forget the tokens after the first `length`; their room is kept.
 
@@ -88,6 +97,82 @@ class LayerCache:
     def _room(self, like: Tensor) -> Tensor:
         batch, heads, _, width = like.shape
         return like.new_empty(batch, heads, self._capacity, width)
+
+
+class WindowCache(LayerCache):
+    """Keys and values of a layer whose tokens see a window of the last ones: those that none will see are forgotten.
+
+    `length` counts all tokens that were appended. Some more are held than will be seen, so that the last few tokens can
+    be taken back by `truncate`, and so that most calls move nothing.
+
+    Args:
+        window: how many tokens one sees, itself counted.
+        limit: the most tokens that may be appended; no limit where None.
+        capacity: tokens to make room for at the start.
+
+    Raises:
+        ValueError: a window below 1.
+    """
+
+    def __init__(self, window: int, limit: int | None = None, capacity: int = 64):
+        super().__init__(limit)
+        if window < 1:
+            raise ValueError(f"window {window} is out of range: it must be at least 1, since a token sees itself")
+        self.window = window
+        self._most = 2 * (window + _TAKEN_BACK)
+        self._last = LayerCache(capacity=min(capacity, self._most))
+
+    def append(
+        self,
+        keys: Float[Tensor, "batch key_value_heads new head_width"],
+        values: Float[Tensor, "batch key_value_heads new head_width"],
+    ) -> tuple[
+        Float[Tensor, "batch key_value_heads keys head_width"], Float[Tensor, "batch key_value_heads keys head_width"]
+    ]:
+        """Add the keys and values of new tokens; return those of all tokens that one of the new ones sees.
+
+        Raises:
+            ValueError: more tokens than the limit, or another batch than before.
+        """
+        new = keys.shape[2]
+        total = self._total_with(new)
+        held = self._last.append(keys, values)
+        seen = min(held[0].shape[2], self.window - 1 + new)
+        if self._last.length > self._most:
+            kept = self.window - 1 + _TAKEN_BACK
+            self._last = LayerCache(capacity=self._most)
+            self._last.append(held[0][:, :, -kept:], held[1][:, :, -kept:])
+        self.length = total
+        return held[0][:, :, -seen:], held[1][:, :, -seen:]
+
+    @property
+    def shortest(self) -> int:
+        """The fewest tokens that `truncate` can leave: those that come next must find all that they see."""
+        forgotten = self.length - self._last.length
+        return forgotten + self.window - 1 if forgotten else 0
+
+    def truncate(self, length: int) -> None:
+        """Forget the tokens after the first `length`.
+
+        Raises:
+            ValueError: fewer tokens were appended, or what the next token would see has been forgotten.
+        """
+        if not self.shortest <= length <= self.length:
+            raise ValueError(
+                f"a cache of {self.length} tokens with a window of {self.window} cannot be cut to {length}: it must be "
+                f"from {self.shortest} to {self.length}, since earlier ones have been forgotten"
+            )
+        self._last.truncate(self._last.length - (self.length - length))
+        self.length = length
+
+    def branch(self, rows: Sequence[int]) -> LayerCache:
+        """Make a cache whose rows go on from rows of this one, with copies of what is held."""
+        if self._last._keys is not None:
+            _check_rows(rows, len(self._last._keys))
+        branched = WindowCache(self.window, self.limit)
+        branched._last = self._last._copied(rows)
+        branched.length = self.length
+        return branched
 
 
 class _Branches(LayerCache):
@@ -137,13 +222,18 @@ class _Branches(LayerCache):
         ]
         return joined[0], joined[1]
 
+    @property
+    def shortest(self) -> int:
+        """The fewest tokens that `truncate` can leave: those in common."""
+        return self._common[0].shape[2]
+
     def truncate(self, length: int) -> None:
         """Forget the tokens after the first `length`; those in common stay.
 
         Raises:
             ValueError: fewer tokens are held, or fewer are to be kept than the rows have in common.
         """
-        common = self._common[0].shape[2]
+        common = self.shortest
         if not common <= length <= self.length:
             raise ValueError(
                 f"branches of {self.length} tokens, {common} of them in common, cannot be cut to {length}: it must be "
@@ -173,23 +263,45 @@ class KeyValueCache:
         layers: number of attention layers.
         limit: the most tokens that may be held; no limit where None.
         capacity: tokens to make room for at the start; buffers double when they are full.
+        windows: of each layer, how many tokens one sees, and so how many are held; all where None.
+
+    Raises:
+        ValueError: not as many windows as layers.
     """
 
-    def __init__(self, layers: int, limit: int | None = None, capacity: int = 64):
-        self.layers = [LayerCache(limit, capacity) for _ in range(layers)]
+    def __init__(
+        self,
+        layers: int,
+        limit: int | None = None,
+        capacity: int = 64,
+        windows: Sequence[int | None] | None = None,
+    ):
+        windows = [None] * layers if windows is None else windows
+        if len(windows) != layers:
+            raise ValueError(f"{len(windows)} windows do not fit {layers} layers: there must be one for each")
+        self.layers = [
+            LayerCache(limit, capacity) if window is None else WindowCache(window, limit, capacity)
+            for window in windows
+        ]
         self.present: Bool[Tensor, "batch keys"] | None = None
 
     def __len__(self) -> int:
         """Count the tokens held for each sequence, padding included."""
         return self.layers[0].length
 
+    @property
+    def shortest(self) -> int:
+        """The fewest tokens that `truncate` can leave: more than none where layers with windows have forgotten some."""
+        return max((layer.shortest for layer in self.layers), default=0)
+
     def truncate(self, length: int) -> None:
         """Forget the tokens after the first `length` of each sequence, padding counted.
 
         Raises:
-            ValueError: fewer tokens are held, or a negative length.
+            ValueError: fewer tokens are held, a negative length, or one below `shortest`; nothing is forgotten then.
         """
-        for layer in self.layers:
+        # Those that refuse first, so that none is cut where one cannot be.
+        for layer in sorted(self.layers, key=lambda layer: layer.shortest, reverse=True):
             layer.truncate(length)
         if self.present is not None:
             self.present = self.present[:, :length]

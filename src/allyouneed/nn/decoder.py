@@ -162,4 +162,5 @@ class Decoder(nn.Module):
 
     def new_cache(self, limit: int | None = None, capacity: int = 64) -> KeyValueCache:
         """Make an empty key-value cache for this model."""
-        return KeyValueCache(len(self.blocks), limit, capacity)
+        windows = [getattr(block, "window", None) for block in self.blocks]
+        return KeyValueCache(len(self.blocks), limit, capacity, windows)

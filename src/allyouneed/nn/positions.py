@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from .rotary_scaling import RotaryScaling, rotary_frequencies
+
 
 @dataclass(frozen=True)
 class Rotation:
@@ -66,9 +68,12 @@ class PositionScheme(nn.Module):
 
     Attributes:
         limit: the most tokens for which there are positions; None where there is no such limit.
+        length_dependent: whether what a position is given depends on how long its sequence is, and not on the position
+            alone. Then keys in a cache are not what they would be in a longer sequence.
     """
 
     limit: int | None = None
+    length_dependent: bool = False
 
     def embed(
         self, embeddings: Float[Tensor, "batch length width"], positions: Int[Tensor, "#batch length"]
@@ -85,14 +90,6 @@ class PositionScheme(nn.Module):
     ) -> Float[Tensor, "heads queries keys"] | None:
         """Give what to add to the attention scores before the softmax, or None."""
         return None
-
-
-def _frequencies(width: int, base: float, device: torch.device) -> Float[Tensor, " pairs"]:
-    """Give the angle by which each pair of coordinates turns from a position to the next.
-
-    Worked out at each call: a buffer would be rounded with the weights when a model is cast to 16 bits.
-    """
-    return 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float32, device=device) / width)
 
 
 class LearnedPositions(PositionScheme):
@@ -146,7 +143,7 @@ class SinusoidalPositions(PositionScheme):
         self, embeddings: Float[Tensor, "batch length width"], positions: Int[Tensor, "#batch length"]
     ) -> Float[Tensor, "batch length width"]:
         """Add sin(position · frequency) in even coordinates and the cosine in odd ones, computed in 32 bits."""
-        angles = positions.unsqueeze(-1).float() * _frequencies(self.width, self.base, positions.device)
+        angles = positions.unsqueeze(-1).float() * rotary_frequencies(self.width, self.base, positions.device)
         waves = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
         return embeddings + waves.to(embeddings.dtype)
 
@@ -161,9 +158,16 @@ class RotaryPositions(PositionScheme):
         head_width: width of one head.
         base: the slowest pair turns by about 1/base radian a token.
         rotated: how many coordinates turn; all of them where None (GPT-NeoX turns a quarter).
+        scaling: changes the frequencies, to read further than the model was first trained to.
     """
 
-    def __init__(self, head_width: int, base: float = 10_000.0, rotated: int | None = None):
+    def __init__(
+        self,
+        head_width: int,
+        base: float = 10_000.0,
+        rotated: int | None = None,
+        scaling: RotaryScaling | None = None,
+    ):
         super().__init__()
         rotated = head_width if rotated is None else rotated
         if rotated % 2 or not 0 < rotated <= head_width:
@@ -173,9 +177,14 @@ class RotaryPositions(PositionScheme):
             )
         self.rotated = rotated
         self.base = base
+        self.scaling = scaling or RotaryScaling()
+        self.length_dependent = self.scaling.length_dependent
 
     def rotation(self, positions: Int[Tensor, "#batch length"]) -> Rotation:
         """Give the rotation at these positions; angles are computed in 32 bits whatever the model's precision."""
-        angles = positions.unsqueeze(-1).float() * _frequencies(self.rotated, self.base, positions.device)
+        frequencies = self.scaling.frequencies(self.rotated, self.base, positions.amax(1) + 1)
+        angles = positions.unsqueeze(-1).float() * frequencies[:, None]
         angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
-        return Rotation(angles.cos(), angles.sin())
+        magnitude = self.scaling.magnitude
+        cos, sin = angles.cos(), angles.sin()
+        return Rotation(cos, sin) if magnitude == 1 else Rotation(cos * magnitude, sin * magnitude)

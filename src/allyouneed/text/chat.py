@@ -175,7 +175,7 @@ class LocalChat:
             (place for place, (held, token) in enumerate(both) if held != token),
             min(len(self._held), len(prompt) - 1),
         )
-        if self._cache is None or not hasattr(self._cache, "truncate"):
+        if self._cache is None or not hasattr(self._cache, "truncate") or shared < self._cache.shortest:
             self._cache, shared = self.model.new_cache(), 0
         else:
             self._cache.truncate(shared)

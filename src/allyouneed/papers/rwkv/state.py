@@ -80,6 +80,11 @@ class RwkvState:
         self.layers = list(layers)
         self._length += new
 
+    @property
+    def shortest(self) -> int:
+        """The fewest tokens that `truncate` can leave, but for none: all that were taken in."""
+        return self._length
+
     def truncate(self, length: int) -> None:
         """Go back to the beginning, or stay: a sum does not say what it was before the last token.
 

@@ -127,6 +127,8 @@ class ModelDraftSession:
             (place for place, pair in enumerate(zip(self._held, tokens, strict=False)) if len({*pair}) > 1), None
         )
         agreed = min(len(self._held), len(tokens) - 1) if agreed is None else agreed
+        if agreed < self._cache.shortest:
+            self._cache, agreed = self._model.new_cache(), 0
         self._cache.truncate(agreed)
         # Random numbers of draft tokens depend on the place in the sequence, so that asking twice gives the same.
         generator = row_generator(self._seed[0], (1 + self._seed[1]) * 2**32 + len(tokens))
