@@ -7,7 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from allyouneed.nn import Attention, AttentionPattern, PositionScheme, attention_pattern, fused_attention
+from allyouneed.nn import (
+    Attention,
+    AttentionPattern,
+    LayerCache,
+    PositionScheme,
+    RMSNorm,
+    RotaryPositions,
+    attention_pattern,
+    fused_attention,
+)
 from allyouneed.papers.alibi import ALiBi
 
 
@@ -238,3 +247,75 @@ def test_fused_attention_on_an_accelerator(mask: str | None):
     bias = None if mask is None else ALiBi(4).cuda().bias(*[torch.arange(64, device="cuda")] * 2)[None]
     expected = plain(*(tensor.double() for tensor in tensors), mask=None if bias is None else bias.double())
     same(fused_attention(*tensors, attn_mask=bias).double(), expected, 0.03)
+
+
+@pytest.mark.parametrize("window", [1, 3, 8, 20])
+@pytest.mark.parametrize("kind", ["causal", "padded", "bias"])
+@pytest.mark.parametrize(("queries", "keys"), [(8, 8), (1, 8), (3, 8)])
+def test_windows_are_those_of_a_mask(window: int, kind: str, queries: int, keys: int):
+    """For keys that are all there, and for those that a window's cache has kept."""
+    torch.manual_seed(0)
+    attention = Attention(12, 4, key_value_heads=2, window=window).double()
+    present = torch.arange(keys) >= torch.tensor([[0], [2]]) if kind == "padded" else None
+    scheme = ALiBi(4) if kind == "bias" else PositionScheme()
+    usual = attention_pattern(scheme, queries, keys, causal=True, present=present)
+    slots = torch.arange(keys)
+    own = slots[keys - queries :, None]
+    near = ((slots <= own) & (slots > own - window))[None, None]
+    if present is not None:
+        near = near & (present[:, None, None] | (slots == own))
+    bias = scheme.bias(slots[keys - queries :], slots)
+    mask = near if bias is None else bias[None].double().masked_fill(~near, -math.inf)
+    hidden = torch.randn(2, keys, 12, dtype=torch.float64)
+    expected = Attention(12, 4, key_value_heads=2).double()
+    expected.load_state_dict(attention.state_dict())
+
+    class Held(LayerCache):
+        """Has what was computed for all keys, and gives the last of them."""
+
+        def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+            return self.held
+
+    for kept in {keys, min(keys, window - 1 + queries)}:
+        cache = Held()
+        _, key, value = attention._project(hidden, None, None)
+        cache.held = key[:, :, keys - kept :], value[:, :, keys - kept :]
+        with torch.no_grad():
+            actual = attention(hidden[:, keys - queries :], usual, cache=cache)
+            whole = Held()
+            whole.held = key, value
+            same(actual, expected(hidden[:, keys - queries :], AttentionPattern(mask=mask), cache=whole))
+    with torch.enable_grad():
+        if queries == keys:
+            same(attention(hidden, usual), expected(hidden, AttentionPattern(mask=mask)))
+
+
+def test_a_window_below_one_is_refused():
+    with pytest.raises(ValueError, match="window 0 is out of range"):
+        Attention(12, 4, window=0)
+
+
+def test_norms_of_queries_and_keys_are_those_of_each_head():
+    """With the projections joined and apart: with norms, what queries are multiplied by changes nothing."""
+    torch.manual_seed(0)
+    norms = {"query_norm": RMSNorm(6, 0.0), "key_norm": RMSNorm(6, 0.0)}
+    attention = Attention(18, 4, head_width=6, key_value_heads=2, **norms, output_bias=False).double()
+    assert attention.output.bias is None and attention.query.bias is not None
+    hidden = torch.randn(2, 5, 18, dtype=torch.float64)
+    pattern = AttentionPattern(causal=True, rotation=RotaryPositions(6).rotation(torch.arange(5)[None]))
+    expected = attention(hidden, pattern)
+    query = attention._split(attention.query(hidden), 4)
+    scaled = query / query.square().mean(-1, keepdim=True).sqrt()
+    assert pattern.rotation is not None
+    same(attention._project(hidden, None, pattern.rotation)[0], pattern.rotation(scaled))
+    parts = [attention.query, attention.key, attention.value]
+    joint = nn.Linear(18, 48).double()
+    with torch.no_grad():
+        joint.weight.copy_(torch.cat([part.weight for part in parts]))
+        joint.bias.copy_(torch.cat([part.bias for part in parts]))
+    attention.join(joint)
+    same(attention(hidden, pattern), expected)
+    with torch.no_grad():
+        joint.weight[:24] *= 3
+        joint.bias[:24] *= 3
+    same(attention(hidden, pattern), expected)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allyouneed.nn import KeyValueCache, LayerCache
+from allyouneed.nn import KeyValueCache, LayerCache, WindowCache
 
 
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=8), capacity=st.integers(1, 20))
@@ -165,3 +165,74 @@ class TestBranches:
             branched.branch([-1])
         with pytest.raises(ValueError, match="a batch of 2, not of 3"):
             branched.layers[0].append(torch.zeros(3, 3, 1, 4), torch.zeros(3, 3, 1, 4))
+
+
+class TestWindows:
+    """A layer whose tokens see the last ones only."""
+
+    @given(
+        sizes=st.lists(st.integers(1, 200), min_size=1, max_size=12),
+        window=st.integers(1, 90),
+        capacity=st.integers(1, 200),
+    )
+    def test_what_will_be_seen_is_returned(self, sizes: list[int], window: int, capacity: int):
+        cache = WindowCache(window, capacity=capacity)
+        keys, values = torch.randn(2, 1, sum(sizes), 2), torch.randn(2, 1, sum(sizes), 2)
+        end = 0
+        for size in sizes:
+            start, end = end, end + size
+            first = max(0, start - (window - 1))
+            held = cache.append(keys[:, :, start:end], values[:, :, start:end])
+            assert torch.equal(held[0], keys[:, :, first:end]) and torch.equal(held[1], values[:, :, first:end])
+            assert cache.length == end
+            # Those that will be seen, and some more; not those of long ago.
+            assert cache._last.length <= 2 * (window + 64) and cache.shortest <= max(0, end - 64)
+
+    @given(data=st.data(), window=st.integers(1, 40))
+    def test_what_was_cut_is_as_if_it_had_not_been(self, data: st.DataObject, window: int):
+        cache, keys = WindowCache(window), torch.randn(1, 1, 2000, 2)
+        kept = 0
+        for _ in range(8):
+            new = data.draw(st.integers(1, 120))
+            cache.append(keys[:, :, kept : kept + new], keys[:, :, kept : kept + new])
+            kept = data.draw(st.integers(cache.shortest, kept + new))
+            cache.truncate(kept)
+            seen = cache.append(keys[:, :, kept : kept + 1], keys[:, :, kept : kept + 1])[0]
+            assert torch.equal(seen, keys[:, :, max(0, kept + 1 - window) : kept + 1])
+            kept += 1
+
+    def test_what_was_forgotten_cannot_be_asked_for(self):
+        cache, new = KeyValueCache(2, windows=[None, 3]), torch.zeros(1, 1, 1000, 2)
+        for layer in cache.layers:
+            layer.append(new, new)
+        assert cache.shortest == 1000 - 64
+        with pytest.raises(ValueError, match=r"window of 3 cannot be cut to 935: it must be from 936 to 1000"):
+            cache.truncate(935)
+        assert len(cache) == 1000 and cache.layers[1].length == 1000
+        cache.truncate(936)
+        assert [layer.length for layer in cache.layers] == [936, 936]
+
+    def test_the_limit_counts_what_was_forgotten(self):
+        cache, new = WindowCache(2, limit=300), torch.zeros(1, 1, 299, 2)
+        cache.append(new, new)
+        with pytest.raises(ValueError, match="limited to 300 tokens and would hold 301"):
+            cache.append(new[:, :, :2], new[:, :, :2])
+
+    def test_branches_have_their_own(self):
+        cache, keys = KeyValueCache(1, windows=[4]), torch.randn(2, 1, 300, 2)
+        cache.layers[0].append(keys, keys)
+        branched = cache.branch([1, 1, 0])
+        new = torch.randn(3, 1, 1, 2)
+        seen = branched.layers[0].append(new, new)[0]
+        assert torch.equal(seen, torch.cat((keys[[1, 1, 0], :, -3:], new), 2))
+        assert len(branched) == 301 and len(cache) == 300
+        with pytest.raises(ValueError, match="row 2 is not in the cache"):
+            cache.branch([2])
+        empty = KeyValueCache(1, windows=[4]).branch([0, 0])
+        assert len(empty) == 0 and torch.equal(empty.layers[0].append(new, new)[0], new)
+
+    def test_windows_that_do_not_fit_are_refused(self):
+        with pytest.raises(ValueError, match="window 0 is out of range"):
+            WindowCache(0)
+        with pytest.raises(ValueError, match="1 windows do not fit 2 layers"):
+            KeyValueCache(2, windows=[3])

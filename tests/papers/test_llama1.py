@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM, MistralForCausalLM
+from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
 from transformers import LlamaConfig as TheirConfig
-from transformers import MistralConfig as TheirMistralConfig
 
 from allyouneed.data import fetch, is_present
 from allyouneed.hub import UnsupportedError, WeightsError, open_model
@@ -167,27 +166,6 @@ class TestEqualsTransformers:
         for use_cache in (True, False):
             added = generate(ours, prompts, new_tokens=20, sampling=Sampling.greedy(), use_cache=use_cache)
             assert added == expected
-
-    def test_a_mistral_without_a_window(self, tmp_path: Path) -> None:
-        torch.manual_seed(0)
-        theirs = MistralForCausalLM(
-            TheirMistralConfig(
-                vocab_size=23,
-                hidden_size=16,
-                intermediate_size=20,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                sliding_window=None,
-                bos_token_id=1,
-                eos_token_id=2,
-            )
-        )
-        theirs.save_pretrained(tmp_path)
-        ours = Llama.from_pretrained(tmp_path)
-        given = torch.randint(23, (2, 13))
-        with torch.no_grad():
-            assert relative_error(ours(given), theirs.eval()(given).logits) < 1e-5
 
 
 class TestInvariants:
@@ -366,16 +344,19 @@ class TestCheckpoints:
     @pytest.mark.parametrize(
         ("key", "value"),
         [
-            ("rope_scaling", {"type": "linear", "factor": 2.0}),
+            ("rope_scaling", {"type": "linear"}),
             ("rope_scaling", {"rope_type": "llama3", "factor": 8.0}),
-            ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}),
+            ("rope_parameters", {"rope_type": "proportional", "rope_theta": 1e4}),
             ("rope_parameters", {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}),
             ("rope_parameters", {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}),
             ("rope_scaling", "linear"),
-            ("attention_bias", True),
-            ("mlp_bias", True),
+            ("attention_bias", 1),
+            ("mlp_bias", "yes"),
             ("hidden_act", "gelu"),
             ("sliding_window", 1024),
+            ("layer_types", ["full_attention", "sliding_attention"]),
+            ("layer_types", ["full_attention"]),
+            ("layer_types", ["full_attention", "chunked_attention"]),
             ("head_dim", 7),
             ("attention_dropout", 0.1),
             ("rope_interleaved", True),
@@ -389,12 +370,6 @@ class TestCheckpoints:
     def test_what_is_not_supported_is_named(self, key: str, value: Any) -> None:
         with pytest.raises(UnsupportedError, match=key):
             Llama.from_config(PLAIN_CONFIG | {key: value})
-
-    def test_a_mistral_has_a_window_unless_it_says_otherwise(self) -> None:
-        mistral = PLAIN_CONFIG | {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
-        with pytest.raises(UnsupportedError, match=r"sliding_window.*4096"):
-            Llama.from_config(mistral)
-        Llama.from_config(mistral | {"sliding_window": None})
 
     @pytest.mark.parametrize(
         ("change", "message"),

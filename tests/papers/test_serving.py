@@ -16,15 +16,17 @@ from allyouneed.nn import (
     Attention,
     Block,
     Decoder,
+    DynamicScaling,
     FeedForward,
     PreNorm,
     RotaryPositions,
+    YarnScaling,
     arrange_for_inference,
     quantize_int8,
 )
 from allyouneed.papers.alibi import ALiBi
 from allyouneed.papers.gpt2 import GPT2, GPT2Config
-from allyouneed.papers.llama1 import Llama, LlamaConfig
+from allyouneed.papers.llama1 import Llama, LlamaConfig, Qwen2, Qwen3, QwenConfig
 from allyouneed.papers.serving import (
     BlockPool,
     BlockTable,
@@ -69,7 +71,22 @@ def gpt2() -> GPT2:
     return GPT2(GPT2Config(vocabulary=VOCABULARY, positions=200, width=32, layers=2, heads=4)).eval()
 
 
-MODELS = {"llama": llama, "alibi": with_alibi, "gpt2": gpt2}
+def windows() -> Qwen2:
+    """Biases, and windows of a block and more or less in some of the layers."""
+    torch.manual_seed(0)
+    numbers = (VOCABULARY, 32, 3, 4, 64)
+    config = QwenConfig(*numbers, 2, context=200, initial_deviation=0.3, window=6, windowed=(True, False, True))
+    return Qwen2(config).eval()
+
+
+def norms() -> Qwen3:
+    torch.manual_seed(0)
+    numbers = (VOCABULARY, 32, 2, 4, 64)
+    scaling = YarnScaling(4.0, 50)
+    return Qwen3(QwenConfig(*numbers, 2, context=200, initial_deviation=0.3, head_width=16, scaling=scaling)).eval()
+
+
+MODELS = {"llama": llama, "alibi": with_alibi, "gpt2": gpt2, "windows": windows, "norms": norms}
 
 
 def prompts(count: int, longest: int = 60, seed: int = 0) -> list[list[int]]:
@@ -193,6 +210,9 @@ class TestPass:
         blocks = [Block(PreNorm(Attention(8, heads), nn.LayerNorm(8)), nn.Identity()) for heads in (2, 4)]
         with pytest.raises(ValueError, match="different heads"):
             PagedCache(Decoder(3, 8, blocks, positions=RotaryPositions(2)), pool)
+        growing = Decoder(3, 8, blocks[:1], positions=RotaryPositions(4, scaling=DynamicScaling(2.0, 16)))
+        with pytest.raises(ValueError, match="depends on the sequence's length .*cannot be paged"):
+            PagedCache(growing, pool)
 
 
 class TestTexts:

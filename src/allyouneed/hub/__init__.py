@@ -12,6 +12,7 @@ from .opening import open_model
 from .pretrained import Pretrained
 from .quantizing import Quantization
 from .rotary import RotaryParameters, read_rotary
+from .scaling import rotary_scaling, scaling_entry
 from .stored import QuantizedBlocks, StoredModel
 from .writing import write_model
 
@@ -34,7 +35,9 @@ __all__ = [
     "read_rotary",
     "refuse_unless",
     "required",
+    "rotary_scaling",
     "same",
+    "scaling_entry",
     "stacked",
     "transposed",
     "write_model",

@@ -14,9 +14,11 @@ READERS: Mapping[str, str] = MappingProxyType(
         "gpt2": "allyouneed.papers.gpt2:GPT2",
         "gpt3": "allyouneed.papers.gpt3:GPT3",
         "llama": "allyouneed.papers.llama1:Llama",
-        "mistral": "allyouneed.papers.llama1:Llama",
+        "mistral": "allyouneed.papers.llama1:Mistral",
         "mixtral": "allyouneed.papers.moe_explained:Mixtral",
         "openai-gpt": "allyouneed.papers.gpt1:GPT1",
+        "qwen2": "allyouneed.papers.llama1:Qwen2",
+        "qwen3": "allyouneed.papers.llama1:Qwen3",
         "rwkv": "allyouneed.papers.rwkv:Rwkv",
         "t5": "allyouneed.papers.t5:T5",
     }

@@ -59,7 +59,10 @@ class SteppingBlock(Block):
         residual: Any = self.attention
         layer: Any = residual.sublayer
         queries, shared, width = layer.heads, layer.key_value_heads, layer.head_width
-        heads = layer.joint.single(_normalised(hidden, residual.norm)).float().view(-1, width)
+        projected = layer.joint.single(_normalised(hidden, residual.norm)).float()
+        if layer.joint.bias is not None:
+            projected += layer.joint.bias
+        heads = projected.view(-1, width)
         turned, values = heads.split_with_sizes((queries + shared, shared))
         turned = rotation.single(turned)
         query, keys = turned.split_with_sizes((queries, shared))
@@ -77,8 +80,8 @@ class SteppingBlock(Block):
 def step_quickly(model: nn.Module) -> nn.Module:
     """Let blocks of joined, quantised maps take the shorter way, in place; give the model back.
 
-    These are pre-norm blocks of grouped attention and a gated feed-forward layer with RMS norms, as LLaMA's are, whose
-    maps the packed kernel runs. Names, values and results stay as they are.
+    These are pre-norm blocks of grouped attention and a gated feed-forward layer with RMS norms, as LLaMA's and Qwen2's
+    are, whose maps the packed kernel runs; biases of queries, keys and values may be there, and windows. Names, values and results stay as they are.
     """
     for parent in list(model.modules()):
         for name, child in parent.named_children():
@@ -101,11 +104,14 @@ def _can_step(block: Block) -> bool:
         type(attention) is Attention
         and attention.kernel is fused_attention
         and not attention.dropout
+        and attention.query_norm is None
+        and attention.key_norm is None
         and type(feed_forward) is GatedFeedForward
         and all(
-            isinstance(linear, QuantizedLinear) and linear.kernel == "packed 4-bit" and linear.bias is None
+            isinstance(linear, QuantizedLinear) and linear.kernel == "packed 4-bit"
             for linear in (attention.joint, attention.output, feed_forward.joint, feed_forward.output)
         )
+        and all(linear.bias is None for linear in (attention.output, feed_forward.joint, feed_forward.output))
     )
 
 

@@ -1,12 +1,13 @@
 """LLaMA: a pre-norm decoder with RMSNorm, SwiGLU and rotary positions, and no biases anywhere."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import nn as torch_nn
 
-from allyouneed.hub import Name, Pretrained, UnsupportedError, read_rotary, refuse_unless, required, same
+from allyouneed.hub import Name, Pretrained, required, same
 from allyouneed.nn import (
     Attention,
     Block,
@@ -15,7 +16,10 @@ from allyouneed.nn import (
     PreNorm,
     RMSNorm,
     RotaryPositions,
+    RotaryScaling,
 )
+
+from .checkpoints import describe_numbers, layer_weight_names, read_numbers, refuse_windows
 
 
 def swiglu_hidden(width: int, multiple: int = 256) -> int:
@@ -47,10 +51,15 @@ class LlamaConfig:
             of its relatives (Ainslie et al. 2023).
         rotary_base: the slowest pair of coordinates turns by about 1/base radian a token.
         epsilon: of the norms.
-        context: the most tokens that the model was trained to read; longer input is refused.
+        context: the most tokens that the model was trained to read, as far as its scaling does not stretch them; longer
+            input is refused.
         tied: whether the output map is the embedding table; not in LLaMA, but in smaller relatives.
         initial_deviation: standard deviation of the initial weights. The paper does not say; 0.02 is what GPT-2 began
             with, and the default of `transformers`.
+        head_width: of each head; an even share of the width where None, and so in LLaMA.
+        scaling: stretches rotary positions beyond the length that the model was first trained with; not in LLaMA.
+        attention_bias: whether the projections of attention have biases; not in LLaMA.
+        feed_forward_bias: whether those of the feed-forward layers have.
 
     Raises:
         ValueError: a number out of range.
@@ -67,6 +76,10 @@ class LlamaConfig:
     context: int = 2048
     tied: bool = False
     initial_deviation: float = 0.02
+    head_width: int | None = None
+    scaling: RotaryScaling = field(default_factory=RotaryScaling)
+    attention_bias: bool = False
+    feed_forward_bias: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "width", "layers", "heads", "hidden", "context"):
@@ -90,12 +103,26 @@ SIZES: Mapping[str, LlamaConfig] = {
 """Table 2: dimension, heads and layers. What it does not say (vocabulary, context, ε) is that of the released 7B."""
 
 
-def llama_block(config: LlamaConfig) -> Block:
-    """Compose one layer (section 2.2): x + attention(norm(x)), then x + feed-forward(norm(x)), both without biases."""
-    attention = Attention(config.width, config.heads, key_value_heads=config.key_value_heads, bias=False)
-    feed_forward = GatedFeedForward(config.width, config.hidden)
+def llama_attention(config: LlamaConfig, **changes: Any) -> Attention:
+    """Compose the attention layer; `changes` are arguments of `Attention` in which a relative differs."""
+    usual: dict[str, Any] = {
+        "key_value_heads": config.key_value_heads,
+        "head_width": config.head_width,
+        "bias": config.attention_bias,
+    }
+    return Attention(config.width, config.heads, **{**usual, **changes})
+
+
+def llama_block(config: LlamaConfig, attention: Attention | None = None) -> Block:
+    """Compose one layer (section 2.2): x + attention(norm(x)), then x + feed-forward(norm(x)).
+
+    Args:
+        config: the model's numbers.
+        attention: another attention layer than LLaMA's.
+    """
+    feed_forward = GatedFeedForward(config.width, config.hidden, bias=config.feed_forward_bias)
     return Block(
-        PreNorm(attention, RMSNorm(config.width, config.epsilon)),
+        PreNorm(attention or llama_attention(config), RMSNorm(config.width, config.epsilon)),
         PreNorm(feed_forward, RMSNorm(config.width, config.epsilon)),
     )
 
@@ -103,33 +130,60 @@ def llama_block(config: LlamaConfig) -> Block:
 class Llama(Pretrained, Decoder):
     """The model, with new weights; `from_pretrained` gives it those of a checkpoint.
 
+    A relative with another attention layer derives from it and overrides `attention`.
+
     Source: Touvron et al. 2023, section 2.2.
 
     Args:
         config: its numbers.
 
+    Attributes:
+        defaults: what the architecture takes where a `config.json` says nothing.
+
     Raises:
         ValueError: heads that do not divide evenly, or heads of an odd width, which cannot be turned in pairs.
     """
 
-    model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral")
-    architectures: ClassVar[tuple[str, ...]] = ("LlamaForCausalLM", "llama", "MistralForCausalLM", "mistral")
+    model_types: ClassVar[tuple[str, ...]] = ("llama",)
+    architectures: ClassVar[tuple[str, ...]] = ("LlamaForCausalLM", "llama")
     ignored: ClassVar[tuple[str, ...]] = (r".*\.rotary_emb\.inv_freq",)
+    defaults: ClassVar[Mapping[str, Any]] = {"max_position_embeddings": 2048}
 
     def __init__(self, config: LlamaConfig):
+        head_width = config.head_width or config.width // config.heads
         super().__init__(
             config.vocabulary,
             config.width,
-            [llama_block(config) for _ in range(config.layers)],
-            positions=RotaryPositions(config.width // config.heads, config.rotary_base),
+            [llama_block(config, self.attention(config, layer)) for layer in range(config.layers)],
+            positions=RotaryPositions(head_width, config.rotary_base, scaling=config.scaling),
             norm=RMSNorm(config.width, config.epsilon),
             tied=config.tied,
-            context=config.context,
+            context=config.scaling.longest(config.context),
         )
         self.config = config
         for module in self.modules():
             if isinstance(module, (torch_nn.Linear, torch_nn.Embedding)):
                 torch_nn.init.normal_(module.weight, std=config.initial_deviation)
+
+    @classmethod
+    def attention(cls, config: LlamaConfig, layer: int) -> Attention:
+        """Compose the attention layer of one block."""
+        return llama_attention(config)
+
+    @classmethod
+    def read_config(cls, config: Mapping[str, Any]) -> LlamaConfig:
+        """Read the numbers of a `config.json`, as any version of `transformers` writes it.
+
+        Raises:
+            UnsupportedError: a key that is missing, or a value that would need other code than this: it is named.
+            ValueError: numbers out of range.
+        """
+        refuse_windows(config)
+        return LlamaConfig(
+            **read_numbers(config),
+            attention_bias=required(config, "attention_bias", bool, False),
+            feed_forward_bias=required(config, "mlp_bias", bool, False),
+        )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Llama":
@@ -139,28 +193,16 @@ class Llama(Pretrained, Decoder):
             UnsupportedError: a key that is missing, or a value that would need other code than this: it is named.
             ValueError: numbers that do not fit together.
         """
-        return cls(read_config(config))
+        return cls(cls.read_config({**cls.defaults, **config}))
 
     def to_config(self) -> dict[str, Any]:
         """Describe the model in the keys of a `config.json`."""
-        config = self.config
         return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": config.vocabulary,
-            "hidden_size": config.width,
-            "num_hidden_layers": config.layers,
-            "num_attention_heads": config.heads,
-            "num_key_value_heads": config.key_value_heads or config.heads,
-            "intermediate_size": config.hidden,
-            "hidden_act": "silu",
-            "rope_theta": config.rotary_base,
-            "rms_norm_eps": config.epsilon,
-            "max_position_embeddings": config.context,
-            "tie_word_embeddings": config.tied,
-            "initializer_range": config.initial_deviation,
-            "attention_bias": False,
-            "mlp_bias": False,
+            "architectures": [self.architectures[0]],
+            "model_type": self.model_types[0],
+            **describe_numbers(self.config),
+            "attention_bias": self.config.attention_bias,
+            "mlp_bias": self.config.feed_forward_bias,
         }
 
     def copies(self) -> Mapping[str, str]:
@@ -172,56 +214,7 @@ class Llama(Pretrained, Decoder):
         names = [same("embedding.weight", "model.embed_tokens.weight"), same("norm.weight", "model.norm.weight")]
         if not self.config.tied:
             names.append(same("head.weight", "lm_head.weight"))
-        for layer in range(self.config.layers):
-            for ours, theirs in _LAYER_NAMES.items():
-                names.append(same(f"blocks.{layer}.{ours}.weight", f"model.layers.{layer}.{theirs}.weight"))
-        return names
-
-
-_LAYER_NAMES = {
-    "attention.norm": "input_layernorm",
-    "attention.sublayer.query": "self_attn.q_proj",
-    "attention.sublayer.key": "self_attn.k_proj",
-    "attention.sublayer.value": "self_attn.v_proj",
-    "attention.sublayer.output": "self_attn.o_proj",
-    "feed_forward.norm": "post_attention_layernorm",
-    "feed_forward.sublayer.gate": "mlp.gate_proj",
-    "feed_forward.sublayer.inner": "mlp.up_proj",
-    "feed_forward.sublayer.output": "mlp.down_proj",
-}
-
-
-def read_config(config: Mapping[str, Any]) -> LlamaConfig:
-    """Read the numbers of a `config.json`, as any version of `transformers` writes it.
-
-    Raises:
-        UnsupportedError: a key that is missing, or a value that would need other code than this: it is named.
-        ValueError: numbers out of range.
-    """
-    width, heads = required(config, "hidden_size", int), required(config, "num_attention_heads", int)
-    if heads < 1 or width % heads:
-        raise UnsupportedError(f"config.json: hidden_size {width} cannot be divided among {heads} num_attention_heads")
-    refuse_unless(config, "hidden_act", ("silu", "swish"), absent="silu")
-    refuse_unless(config, "head_dim", (width // heads, None))
-    for key in ("attention_bias", "mlp_bias", "rope_interleaved"):
-        refuse_unless(config, key, (False, None))
-    refuse_unless(config, "attention_dropout", (0.0, 0, None))
-    refuse_unless(config, "quantization_config", (None,))
-    # Where a Mistral says nothing of its window, it has one.
-    refuse_unless(config, "sliding_window", (None,), absent=4096 if config.get("model_type") == "mistral" else None)
-    rotary = read_rotary(config, context=2048)
-    rotary.refuse_unless()
-    shared = required(config, "num_key_value_heads", int, heads)
-    return LlamaConfig(
-        vocabulary=required(config, "vocab_size", int),
-        width=width,
-        layers=required(config, "num_hidden_layers", int),
-        heads=heads,
-        hidden=required(config, "intermediate_size", int),
-        key_value_heads=None if shared == heads else shared,
-        rotary_base=rotary.base,
-        epsilon=required(config, "rms_norm_eps", float, 1e-6),
-        context=required(config, "max_position_embeddings", int, 2048),
-        tied=required(config, "tie_word_embeddings", bool, False),
-        initial_deviation=required(config, "initializer_range", float, 0.02),
-    )
+        # Of a new block, since a quantised one has lost its weights' names.
+        with torch.device("meta"):
+            block = llama_block(self.config, self.attention(self.config, 0))
+        return [*names, *layer_weight_names([name for name, _ in block.named_parameters()], self.config.layers)]

@@ -50,12 +50,12 @@ class _Reading:
     """What queries of one segment that lie in one block read: its blocks from the first up to their own.
 
     Attributes:
-        mask: added to the scores.
+        masks: added to the scores, one for each window that layers have.
         views: each layer's keys and values where the blocks lie side by side in the cache; else nothing.
         gather: of the others, the number of the gather that fetches the blocks.
     """
 
-    mask: Float[Tensor, "queries #key_value_heads #groups keys"]
+    masks: list[Float[Tensor, "queries #key_value_heads #groups keys"]]
     views: list[tuple[Tensor, Tensor]]
     gather: int
 
@@ -85,11 +85,19 @@ class PagedCache:
         pool: owns the blocks.
 
     Raises:
-        ValueError: a model whose layers are not alike, or not each with one attention layer.
+        ValueError: a model whose layers are not alike, or not each with one attention layer; or positions that depend
+            on the length of the sequence, so that a block's keys would be others in a longer one.
     """
 
     def __init__(self, model: Decoder, pool: BlockPool):
         layers = attention_layers(model)
+        if model.positions.length_dependent:
+            raise ValueError(
+                "rotary positions whose scaling depends on the sequence's length ('dynamic', or 'longrope' with two "
+                "lists) cannot be paged: keys in a block would be others in a longer sequence"
+            )
+        # What a window hides is masked; its blocks are held all the same.
+        self.windows = list(dict.fromkeys(layer.window for layer in layers))
         self.pool = pool
         self.heads, self.key_value_heads = layers[0].heads, layers[0].key_value_heads
         like = next(model.parameters())
@@ -102,7 +110,9 @@ class PagedCache:
             dtype=like.dtype,
             device=like.device,
         )
-        self.layers = [_PagedLayer(number, self) for number in range(len(layers))]
+        self.layers = [
+            _PagedLayer(number, self, self.windows.index(layer.window)) for number, layer in enumerate(layers)
+        ]
         self.plan: _Pass | None = None
         size = pool.size
         later = torch.ones(size, size, dtype=torch.bool, device=like.device).triu(1)
@@ -141,15 +151,18 @@ class PagedCache:
                 low, high, keys = max(start, place * size), min(end, (place + 1) * size), (place + 1) * size
                 # For all layers at once: looking at each anew would be a quarter of the time of attention.
                 views = [] if scattered else list(_views(self.store, blocks[0] * size, keys, high - low))
-                readings.append(_Reading(self._mask(low, high, keys, scheme), views, len(gathers) - 1))
+                readings.append(_Reading(self._masks(low, high, keys, scheme), views, len(gathers) - 1))
                 rows.append(high - low)
             slots += [blocks[place // size] * size + place % size for place in range(start, end)]
         self.plan = _Pass(torch.tensor(slots, device=device), readings, rows, gathers)
 
-    def _mask(
+    def _masks(
         self, low: int, high: int, keys: int, scheme: PositionScheme
-    ) -> Float[Tensor, "queries #key_value_heads #groups keys"]:
-        """Give what is added to the scores of tokens from `low` to `high`, which lie in the last block of the keys."""
+    ) -> list[Float[Tensor, "queries #key_value_heads #groups keys"]]:
+        """Give what is added to the scores of tokens from `low` to `high`, which lie in the last block of the keys.
+
+        One for each of `windows`.
+        """
         size = self.pool.size
         places = torch.arange(keys, device=self.store.device)
         bias = scheme.bias(places[low:high], places)
@@ -158,7 +171,12 @@ class PagedCache:
         else:
             mask = bias.transpose(0, 1).unflatten(1, (self.key_value_heads, -1)).to(self.store.dtype).contiguous()
         mask[..., keys - size :] += self._own_block[low - keys + size : high - keys + size, None, None]
-        return mask
+        return [
+            mask
+            if window is None or window >= high
+            else mask.masked_fill(places[low:high, None, None, None] - places >= window, -torch.inf)
+            for window in self.windows
+        ]
 
 
 class _PagedLayer(AttendingCache):
@@ -167,11 +185,13 @@ class _PagedLayer(AttendingCache):
     Args:
         number: of the layer.
         cache: knows the pass.
+        window: which of the cache's windows the layer has.
     """
 
-    def __init__(self, number: int, cache: PagedCache):
+    def __init__(self, number: int, cache: PagedCache, window: int):
         super().__init__()
         self._number = number
+        self._window = window
         self._cache = cache
 
     def attend(
@@ -191,12 +211,13 @@ class _PagedLayer(AttendingCache):
         queries = query[0].transpose(0, 1).unflatten(1, (self._cache.key_value_heads, -1))
         mixed = []
         for own, reading in zip(queries[:count].split(plan.rows), plan.readings, strict=True):
+            mask = reading.masks[self._window]
             if reading.views:
                 looked_at = reading.views[self._number]
             else:
-                (looked_at,) = _views(fetched[reading.gather][None], 0, reading.mask.shape[-1], len(own))
+                (looked_at,) = _views(fetched[reading.gather][None], 0, mask.shape[-1], len(own))
             # What `fused_attention` sees to besides, gradients and autocast, is not here, and there are many calls.
-            mixed.append(F.scaled_dot_product_attention(own, *looked_at, attn_mask=reading.mask))
+            mixed.append(F.scaled_dot_product_attention(own, *looked_at, attn_mask=mask))
         # A row that is there for company reads nothing.
         return torch.cat([*mixed, queries[count:]]).flatten(1, 2).transpose(0, 1)[None]
 
