@@ -211,7 +211,7 @@ class TestPass:
         with pytest.raises(ValueError, match="different heads"):
             PagedCache(Decoder(3, 8, blocks, positions=RotaryPositions(2)), pool)
         growing = Decoder(3, 8, blocks[:1], positions=RotaryPositions(4, scaling=DynamicScaling(2.0, 16)))
-        with pytest.raises(ValueError, match="depends on the sequence's length .*cannot be paged"):
+        with pytest.raises(ValueError, match=r"depends on the sequence's length .*cannot be paged"):
             PagedCache(growing, pool)
 
 

@@ -81,7 +81,8 @@ def step_quickly(model: nn.Module) -> nn.Module:
     """Let blocks of joined, quantised maps take the shorter way, in place; give the model back.
 
     These are pre-norm blocks of grouped attention and a gated feed-forward layer with RMS norms, as LLaMA's and Qwen2's
-    are, whose maps the packed kernel runs; biases of queries, keys and values may be there, and windows. Names, values and results stay as they are.
+    are, whose maps the packed kernel runs; queries, keys and values may have biases, and layers windows. Names, values
+    and results stay as they are.
     """
     for parent in list(model.modules()):
         for name, child in parent.named_children():
