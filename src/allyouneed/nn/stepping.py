@@ -109,10 +109,11 @@ def _can_step(block: Block) -> bool:
         and attention.key_norm is None
         and type(feed_forward) is GatedFeedForward
         and all(
-            isinstance(linear, QuantizedLinear) and linear.kernel == "packed 4-bit"
+            isinstance(linear, QuantizedLinear)
+            and linear.kernel == "packed 4-bit"
+            and (linear.bias is None or linear is attention.joint)
             for linear in (attention.joint, attention.output, feed_forward.joint, feed_forward.output)
         )
-        and all(linear.bias is None for linear in (attention.output, feed_forward.joint, feed_forward.output))
     )
 
 
