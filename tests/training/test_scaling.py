@@ -73,6 +73,27 @@ class TestMixed:
             hook.remove()
         assert norms == pytest.approx([0.5, 1.0])
 
+    @pytest.mark.parametrize("half", [False, True], ids=["mixed", "float16 weights"])
+    def test_parts_add_up_to_the_mean_over_all_targets(self, half: bool):
+        """Adam does not see the scale of gradients, so they are looked at: (3 + 5) over 4 + 12 targets."""
+        model, gradients = linear().half() if half else linear(), []
+
+        def loss(model: Any, batch: Tensor) -> Loss:
+            return Loss(model.weight.sum() * batch[0, 0], int(batch[0, 1]))
+
+        def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
+            gradients.append(optimizer.param_groups[0]["params"][0].grad.item())
+
+        hook = register_optimizer_step_pre_hook(note)
+        try:
+            settings = TrainingConfig(2, 1e-3, clip=None, accumulate=2)
+            batch = torch.tensor([[3, 4], [5, 12]])
+            train(model, lambda _: batch, loss, settings, fabric=None if half else mixed(2.0**8))
+        finally:
+            hook.remove()
+        # In float16 the first step overflows: 5/4 of 2¹⁶ is too much.
+        assert gradients == pytest.approx([0.5] * (1 if half else 2))
+
     def test_a_step_that_overflows_is_skipped_and_counted(self):
         huge = 1e35  # Times 2¹⁶ it is infinite in 32 bits.
         model, fabric = linear(), mixed()

@@ -143,7 +143,7 @@ class Stepper:
                 if self.scaling.active:
                     # A mean or nearly so: the gradient of a sum over thousands of targets would overflow.
                     divisor = divisor if index else self._divisor(part_count)
-                    scaled = self.scaling.scaled(part_total / divisor)
+                    scaled = self.scaling.scaled(part_total.float() / divisor)
                 fabric.backward(scaled)
             self.weights.take_gradients()
             total, count = total + part_total.detach(), count + part_count
