@@ -7,10 +7,12 @@ pickle is ever read, and no file is believed: every count and length is checked 
 from .architecture import READERS, architecture_of
 from .config import canonical, label_entries, read_labels, refuse_unless, required
 from .errors import CheckpointFormatError, UnsupportedError, WeightsError
+from .folder import SafetensorsFolder
 from .names import Name, same, stacked, transposed
-from .opening import open_model
+from .opening import model_path, open_model
 from .pretrained import Pretrained
 from .quantizing import Quantization
+from .reading import read_json
 from .rotary import RotaryParameters, read_rotary
 from .scaling import rotary_scaling, scaling_entry
 from .stored import QuantizedBlocks, StoredModel
@@ -24,13 +26,16 @@ __all__ = [
     "Quantization",
     "QuantizedBlocks",
     "RotaryParameters",
+    "SafetensorsFolder",
     "StoredModel",
     "UnsupportedError",
     "WeightsError",
     "architecture_of",
     "canonical",
     "label_entries",
+    "model_path",
     "open_model",
+    "read_json",
     "read_labels",
     "read_rotary",
     "refuse_unless",

@@ -7,9 +7,12 @@ from .errors import UnsupportedError
 
 _Value = TypeVar("_Value")
 _ABSENT = object()
+_FILE = "config.json"
 
 
-def refuse_unless(config: Mapping[str, Any], key: str, allowed: Collection[Any], *, absent: Any = _ABSENT) -> None:
+def refuse_unless(
+    config: Mapping[str, Any], key: str, allowed: Collection[Any], *, absent: Any = _ABSENT, file: str = _FILE
+) -> None:
     """Refuse a configuration in which a key has a value that is not built here.
 
     Args:
@@ -17,6 +20,7 @@ def refuse_unless(config: Mapping[str, Any], key: str, allowed: Collection[Any],
         key: what to look at.
         allowed: the values that are accepted.
         absent: what the architecture takes where the key is absent; where it is not given, absence is accepted.
+        file: where the configuration stands, for messages.
 
     Raises:
         UnsupportedError: another value, named with those that would be accepted.
@@ -27,7 +31,7 @@ def refuse_unless(config: Mapping[str, Any], key: str, allowed: Collection[Any],
         return
     said = "is absent, which means" if key not in config else "is"
     choices = " or ".join(repr(other) for other in allowed)
-    raise UnsupportedError(f"config.json: {key} {said} {value!r}; only {choices} is supported here")
+    raise UnsupportedError(f"{file}: {key} {said} {value!r}; only {choices} is supported here")
 
 
 def canonical(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
@@ -54,7 +58,9 @@ def canonical(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str
     return found
 
 
-def required(config: Mapping[str, Any], key: str, kind: type[_Value], default: Any = _ABSENT) -> _Value:
+def required(
+    config: Mapping[str, Any], key: str, kind: type[_Value], default: Any = _ABSENT, *, file: str = _FILE
+) -> _Value:
     """Return a value of a configuration, checked for its type.
 
     Args:
@@ -62,6 +68,7 @@ def required(config: Mapping[str, Any], key: str, kind: type[_Value], default: A
         key: what to return.
         kind: int, float, bool or str; a whole number is accepted as a float. Numbers must not be negative.
         default: taken where the key is absent or null; where it is not given, the key must be there.
+        file: where the configuration stands, for messages.
 
     Raises:
         UnsupportedError: the key is absent without a default, or its value has another type.
@@ -69,14 +76,14 @@ def required(config: Mapping[str, Any], key: str, kind: type[_Value], default: A
     value = config.get(key)
     if value is None:
         if default is _ABSENT:
-            raise UnsupportedError(f"config.json has no {key}, which must be given")
+            raise UnsupportedError(f"{file} has no {key}, which must be given")
         value = default
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        raise UnsupportedError(f"config.json: {key} is {value!r}; it must be of type {kind.__name__}")
+        raise UnsupportedError(f"{file}: {key} is {value!r}; it must be of type {kind.__name__}")
     if kind in (int, float) and not 0 <= value < float("inf"):  # pyright: ignore[reportOperatorIssue]
-        raise UnsupportedError(f"config.json: {key} is {value!r}; it must be a finite number, not below zero")
+        raise UnsupportedError(f"{file}: {key} is {value!r}; it must be a finite number, not below zero")
     return value
 
 

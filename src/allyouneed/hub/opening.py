@@ -24,6 +24,17 @@ _WANTED = (
     "vocab.json",
     "merges.txt",
     TEMPLATE,
+    # Vocabularies that rooms read themselves.
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    # Sentence encoders; theirs stand in folders of their own, and some have the encoder in one too.
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "[0-9]_*/*.json",
+    "[0-9]_*/vocab.txt",
 )
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -44,17 +55,32 @@ def open_model(name_or_folder: str | Path) -> StoredModel:
         UnsupportedError: a checkpoint of a kind that is not supported.
         AssetError: the asset could not be fetched.
     """
-    path = Path(name_or_folder)
-    if isinstance(name_or_folder, str) and name_or_folder in _models():
-        path = fetch(name_or_folder)
-    elif not path.exists():
-        path = _downloaded(name_or_folder)
+    path = model_path(name_or_folder)
     if path.is_file():
         return GGUFModel(path)
     ggufs = sorted(path.glob(f"*{_GGUF}"))
     if len(ggufs) == 1 and not (path / CONFIG).is_file():
         return GGUFModel(ggufs[0])
     return SafetensorsFolder(path)
+
+
+def model_path(name_or_folder: str | Path) -> Path:
+    """Find the files of a checkpoint, and bring them where they are not here yet; arguments as for `open_model`.
+
+    Returns:
+        A folder, or a GGUF file.
+
+    Raises:
+        ValueError: nothing of this name is known.
+        FileNotFoundError: a path that does not exist.
+        AssetError: the asset could not be fetched.
+    """
+    path = Path(name_or_folder)
+    if isinstance(name_or_folder, str) and name_or_folder in _models():
+        path = fetch(name_or_folder)
+    elif not path.exists():
+        path = _downloaded(name_or_folder)
+    return path
 
 
 def _downloaded(name: str | Path) -> Path:

@@ -36,18 +36,23 @@ def row_portions(rows: int, row_bytes: int) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that must hold an object.
+def read_json(path: Path, *, kind: type[Any] = dict) -> Any:
+    """Read a JSON file that must hold an object, or a list.
+
+    Args:
+        path: the file.
+        kind: dict or list.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointFormatError: it is not JSON, or not an object.
+        CheckpointFormatError: it is not JSON, or not of this kind.
     """
     content = path.read_bytes()
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise CheckpointFormatError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointFormatError(f"{path} holds a {type(value).__name__}, not an object with keys")
+    if not isinstance(value, kind):
+        wanted = "an object with keys" if kind is dict else "a list"
+        raise CheckpointFormatError(f"{path} holds a {type(value).__name__}, not {wanted}")
     return value

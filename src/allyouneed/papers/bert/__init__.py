@@ -10,6 +10,7 @@ from .heads import (
     TokenClassifier,
     best_spans,
 )
+from .pooling import Dense, Normalize, Pooling
 from .pretraining import (
     IGNORED,
     Masked,
@@ -29,11 +30,14 @@ __all__ = [
     "SPECIAL_TOKENS",
     "Bert",
     "BertConfig",
+    "Dense",
     "Masked",
     "MaskedLanguageModel",
     "Masking",
     "NextSentence",
+    "Normalize",
     "Pairs",
+    "Pooling",
     "PreTraining",
     "Rows",
     "SentenceClassifier",
