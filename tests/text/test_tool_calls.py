@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llguidance import LLMatcher, LLTokenizer
 from transformers import PreTrainedTokenizerFast
 
-from allyouneed.text import BytePairTokenizer, ChatTemplate
+from allyouneed.text import BytePairTokenizer, ByteTokenizer, ChatTemplate
+from allyouneed.text.constraints import Constraint, ConstraintError
 from allyouneed.text.tool_calls import ToolCallDelta, ToolCallFormat, ToolCallParser
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<tools>")
@@ -164,16 +164,22 @@ class TestGrammars:
         ],
     )
     def test_allow_text_and_calls(self, text: str, auto: bool, required: bool, one: bool) -> None:
-        tokenizer = LLTokenizer("byte")
-        for grammar, allowed in (
-            (FORMAT.grammar(self.SCHEMAS), auto),
-            (FORMAT.grammar(self.SCHEMAS, must_call=True), required),
-            (FORMAT.grammar(self.SCHEMAS, several=False), one),
-        ):
-            matcher = LLMatcher(tokenizer, grammar)
-            assert not matcher.get_error()
-            tokens = tokenizer.tokenize_str(text)
-            assert (matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()) == allowed
+        for options, allowed in (({}, auto), ({"must_call": True}, required), ({"several": False}, one)):
+            constraint = FORMAT.grammar(self.SCHEMAS, **options).constraint(ByteTokenizer())
+            assert follows(constraint, text) == allowed
+
+    def test_a_schema_that_cannot_be_followed_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="uniqueItems"):
+            FORMAT.grammar({"f": {"type": "array", "uniqueItems": True}})
+
+
+def follows(constraint: Constraint, text: str) -> bool:
+    try:
+        for token in text.encode():
+            constraint.advance(token)
+    except ConstraintError:
+        return False
+    return constraint.is_complete
 
 
 def parsed(text: str, cuts: list[int]) -> tuple[str, list[tuple[str, str]]]:

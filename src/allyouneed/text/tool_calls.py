@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .chat_template import ChatTemplate
+from .constraints import Grammar
+from .schemas import JSON_OPTIONS
 
 _NAME, _ARGUMENTS = "probe_name", {"probe_key": "probe_value"}
 _DECODER = json.JSONDecoder()
@@ -53,17 +55,23 @@ class ToolCallFormat:
 
     def grammar(
         self, schemas: Mapping[str, Mapping[str, Any]], *, must_call: bool = False, several: bool = True
-    ) -> str:
-        """Give a grammar in llguidance's variant of Lark: text, calls, or text and then calls.
+    ) -> Grammar:
+        """Give a grammar of answers: text, calls, or text and then calls.
 
         Args:
             schemas: of the arguments of each tool, by its name.
             must_call: whether there must be a call, and nothing before it.
             several: whether there may be more calls than one.
+
+        Raises:
+            ValueError: a schema that cannot be followed, as `Grammar.json_schema`.
         """
+        for schema in schemas.values():
+            # Says what is wrong with this one.
+            Grammar.json_schema(schema)
         rules = [
             f"call_{number}: {_literal(json.dumps(name) + self.middle)} arguments_{number} {_literal(self.tail)}\n"
-            f"arguments_{number}: %json {json.dumps(schema)}"
+            f"arguments_{number}: %json {json.dumps({**schema, 'x-guidance': {**JSON_OPTIONS}})}"
             for number, (name, schema) in enumerate(schemas.items())
         ]
         call = "(" + " | ".join(f"call_{number}" for number in range(len(schemas))) + ")"
@@ -71,14 +79,13 @@ class ToolCallFormat:
         if several and self.separator is not None:
             more = f" ({_literal(self.separator + self.head)} {call})*"
         if must_call:
-            return "\n".join(["%llguidance {}", f"start: {_literal(self.head)} {call}{more}", *rules])
+            return Grammar.lark("\n".join([f"start: {_literal(self.head)} {call}{more}", *rules]))
         # From here on a text is a call: no other use of its marker is allowed.
         marker = self.head.partition("{")[0].strip() or self.head
         before, _, after = self.head.partition(marker)
         rules += ["TEXT: /(.|\\n)*/", f"until_call[lazy]: TEXT {_literal(before + marker)}"]
-        return "\n".join(
-            ["%llguidance {}", f"start: TEXT | until_call {_literal(after)} {call}{more}".replace(' "" ', " "), *rules]
-        )
+        rest = f" {_literal(after)}" if after else ""
+        return Grammar.lark("\n".join([f"start: TEXT | until_call{rest} {call}{more}", *rules]))
 
 
 @dataclass(frozen=True)

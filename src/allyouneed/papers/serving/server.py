@@ -3,10 +3,8 @@
 import asyncio
 import contextlib
 import hmac
-import json
 import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, MutableMapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,13 +14,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from .answers import Answer, Piece
-from .protocol import ApiError, ChatRequest, CompletionRequest, Form, event
-from .service import Service, worded
+from .answer_response import AnswerResponse, Receive, Scope, Send, error_response
+from .api_chat import ChatRequest
+from .api_errors import ApiError
+from .api_requests import CompletionRequest
+from .service import Service
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Scope = MutableMapping[str, Any]
+_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health")
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,10 @@ def create_app(service: Service, protection: Protection | None = None) -> Any:
         await asyncio.to_thread(service.engine.stop, 0.0)
 
     app = FastAPI(title=f"{service.name}, served by allyouneed", lifespan=lifespan, openapi_url=None)
+    length = service.context_length
     model_card = {"id": service.name, "object": "model", "created": created, "owned_by": "allyouneed"}
+    # The first is vLLM's name for it.
+    model_card |= {"max_model_len": length, "context_length": length}
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -90,7 +91,10 @@ def create_app(service: Service, protection: Protection | None = None) -> Any:
 
     @app.exception_handler(HTTPException)
     async def say_what_http_refuses(request: HttpRequest, error: HTTPException) -> Response:
-        message = f"{error.detail}: {request.method} {request.url.path}"
+        path = request.url.path
+        message = f"{error.detail}: {request.method} {path}"
+        if error.status_code == 404:
+            message = f"there is no {path} here: this server answers {', '.join(_ROUTES)}"
         return error_response(ApiError(error.status_code, message, headers=error.headers))
 
     @app.exception_handler(Exception)
@@ -108,6 +112,9 @@ def invalid(error: RequestValidationError) -> ApiError:
     where = ".".join(map(str, place))
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])} at {where}")
+    if first["type"] == "refused":
+        said, param = first["ctx"]["said"], first["ctx"]["param"] or name
+        return ApiError(400, f"{where}: {said}" if where else said, param=param, code="unsupported_value")
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"there is no argument {where} here", param=name, code="unknown_parameter")
     if name is None:
@@ -115,92 +122,6 @@ def invalid(error: RequestValidationError) -> ApiError:
     given = repr(first.get("input"))
     shown = given if len(given) <= 80 else f"{given[:77]}..."
     return ApiError(400, f"{where}: {first['msg']}; got {shown}", param=name, code="invalid_value")
-
-
-def json_response(body: Any, status: int = 200, headers: Any = None) -> Response:
-    """Write JSON in ASCII, which has a form for everything that a request may have held."""
-    return Response(json.dumps(body), status, headers, media_type="application/json")
-
-
-def error_response(error: ApiError) -> Response:
-    """Write an error."""
-    return json_response(error.body, error.status, error.headers)
-
-
-class AnswerResponse(Response):
-    """An answer on its way: whole or as a stream, and let go of as soon as nobody is there to read it.
-
-    Args:
-        service: answers.
-        asked: what was asked.
-        answer: what comes.
-    """
-
-    def __init__(self, service: Service, asked: ChatRequest | CompletionRequest, answer: Answer):
-        super().__init__()
-        self._service = service
-        self._asked = asked
-        self._answer = answer
-        self._with_tokens = asked.likeliest is not None
-        self._form = Form(isinstance(asked, ChatRequest), uuid.uuid4().hex, service.name, int(time.time()))
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer, unless the client goes away before."""
-        send_it = self._stream if self._asked.stream else self._whole
-        sending = asyncio.ensure_future(send_it(scope, receive, send))
-        leaving = asyncio.ensure_future(_disconnected(receive))
-        try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                sending.result()
-        finally:
-            sending.cancel()
-            leaving.cancel()
-            # What is finished stays as it is.
-            self._service.cancel(self._answer)
-
-    async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
-        pieces: dict[int, list[Piece]] = {}
-        try:
-            while new := await self._answer.pieces():
-                for piece in new:
-                    pieces.setdefault(piece.choice, []).append(piece)
-        except Exception as error:
-            await error_response(worded(error))(scope, receive, send)
-            return
-        texts = [_joined(pieces[choice]) for choice in sorted(pieces)]
-        await json_response(self._form.whole(texts, self._answer.usage, self._with_tokens))(scope, receive, send)
-
-    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started: set[int] = set()
-
-        async def write(*bodies: Any) -> None:
-            data = b"".join(map(event, bodies))
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-
-        try:
-            new = await self._answer.pieces()
-        except Exception as error:
-            # Before anything is sent, an error can have its own status.
-            await error_response(worded(error))(scope, receive, send)
-            return
-        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        try:
-            while new:
-                bodies = []
-                for piece in new:
-                    if self._form.chat and piece.choice not in started:
-                        started.add(piece.choice)
-                        bodies.append(self._form.first(piece.choice))
-                    bodies.append(self._form.piece(piece, self._with_tokens))
-                await write(*bodies)
-                new = await self._answer.pieces()
-        except Exception as error:
-            await write(worded(error).body)
-        else:
-            await write(*([self._form.last(self._answer.usage)] if self._asked.with_usage else []), "[DONE]")
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class Door:
@@ -241,9 +162,9 @@ class Door:
         await self.app(scope, receive_again, send)
 
     def _check_key(self, headers: dict[bytes, bytes]) -> None:
-        sent = headers.get(b"authorization", b"")
-        expected = f"Bearer {self.protection.api_key}".encode()
-        if not hmac.compare_digest(sent, expected):
+        scheme, _, sent = headers.get(b"authorization", b"").partition(b" ")
+        expected = (self.protection.api_key or "").encode()
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(sent.strip(), expected):
             message = "the API key is missing or wrong: send it as `Authorization: Bearer KEY`"
             raise ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
@@ -270,14 +191,3 @@ class Door:
         if length > most:
             raise ApiError(413, f"the body is longer than the {most} bytes that are read here")
         return bytes(body)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _joined(pieces: list[Piece]) -> Piece:
-    """Make one piece of all that belong to a text."""
-    tokens = tuple(token for piece in pieces for token in piece.tokens)
-    return Piece(pieces[0].choice, "".join(piece.text for piece in pieces), tokens, pieces[-1].reason)
