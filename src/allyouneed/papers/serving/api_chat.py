@@ -147,10 +147,10 @@ class Tool(Body):
         function: dict[str, Any] = {"name": self.function.name}
         if self.function.description is not None:
             function["description"] = self.function.description
-        return {"type": "function", "function": function | {"parameters": self.schema}}
+        return {"type": "function", "function": function | {"parameters": self.parameters}}
 
     @property
-    def schema(self) -> Schema:
+    def parameters(self) -> Schema:
         """The schema of the arguments."""
         return self.function.parameters or {"type": "object", "properties": {}}
 

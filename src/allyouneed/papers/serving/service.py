@@ -224,7 +224,7 @@ class Service:
         try:
             if tools:
                 assert isinstance(asked, ChatRequest)
-                schemas: Mapping[str, Any] = {tool.function.name: tool.schema for tool in tools}
+                schemas: Mapping[str, Any] = {tool.function.name: tool.parameters for tool in tools}
                 several = asked.parallel_tool_calls is not False
                 grammar = self.tool_calls.grammar(schemas, must_call=asked.must_call, several=several)
             else:
