@@ -22,8 +22,6 @@ _Tokenizer = TypeVar("_Tokenizer", bound="LibraryTokenizer")
 
 # Texts of one token or more in almost any vocabulary, by which it is found out what is put around a text.
 _PROBES = ("a", "A", "1", ".", "的")
-
-
 # Where the description of a sequence holds those of its parts.
 _PARTS = ("normalizers", "pretokenizers")
 
@@ -189,7 +187,7 @@ def _plain(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
 
 
 def _first_never(state: Any) -> Any:
-    """Describe a part of a tokenizer that puts no space before the first word of all; others stay."""
+    """Change the description of a part so that it puts no space before the first word of all; other spaces stay."""
     if isinstance(state, list):
         return [_first_never(part) for part in state]
     if not isinstance(state, dict):
@@ -200,7 +198,7 @@ def _first_never(state: Any) -> Any:
 
 
 def _never(state: Any) -> Any:
-    """Describe a part of a tokenizer that puts no space before any word; None where it did nothing else."""
+    """Change the description of a part so that it puts no space before any text; None where it did nothing else."""
     if isinstance(state, list):
         return [part for part in map(_never, state) if part is not None]
     kind = state.get("type") if isinstance(state, dict) else None
