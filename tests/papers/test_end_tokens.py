@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import allyouneed
+from allyouneed.hub import READERS
 from allyouneed.papers.gpt2 import GPT2, GPT2Config
 from allyouneed.papers.llama1 import Llama, LlamaConfig
 from allyouneed.text import (
@@ -29,6 +30,8 @@ SHORT: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attenti
 MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", SHORT | {"num_key_value_heads": 1}),
     "mistral": ("MistralForCausalLM", SHORT | {"num_key_value_heads": 1, "sliding_window": None}),
+    "qwen2": ("Qwen2ForCausalLM", SHORT | {"num_key_value_heads": 1}),
+    "qwen3": ("Qwen3ForCausalLM", SHORT | {"num_key_value_heads": 1, "head_dim": 8}),
     "mixtral": ("MixtralForCausalLM", SHORT | {"num_key_value_heads": 1, "num_local_experts": 2}),
     "gpt2": ("GPT2LMHeadModel", {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}),
     "openai-gpt": ("OpenAIGPTLMHeadModel", {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}),
@@ -37,6 +40,11 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 TEMPLATE = "{% for message in messages %}<turn>{{ message.content }}</s>{% endfor %}"
 BEGIN, END, TURN, PAD = range(257, 261)
+
+
+def test_every_causal_architecture_is_here() -> None:
+    # BERT generates nothing, and GPT-3 is GPT-2's and unknown to transformers.
+    assert {*MADE, "bert", "gpt3"} == {*READERS}
 
 
 def vocabulary() -> BytePairTokenizer:
