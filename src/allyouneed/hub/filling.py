@@ -90,8 +90,19 @@ def plan(
     if faults:
         raise WeightsError(
             f"the weights in {stored.source} are not those of {type(model).__name__}: {'; '.join(faults)}"
+            f"{_cause(stored, missing, misshapen, prefix)}"
         )
     return fillings
+
+
+def _cause(stored: StoredModel, missing: Sequence[str], misshapen: Sequence[str], prefix: str) -> str:
+    """Say what two frequent faults come from."""
+    if missing and prefix and not any(name.startswith(prefix) for name in missing):
+        return "; it was saved without its output layer, which its configuration does not tie to the embeddings"
+    vocabulary = stored.config.get("vocab_size")
+    if any(f"the model ({vocabulary}, " in fault for fault in misshapen):
+        return f"; config.json: vocab_size is {vocabulary}"
+    return ""
 
 
 def find(name: str, present: Iterable[str], prefix: str) -> str | None:

@@ -17,6 +17,7 @@ from .opening import open_model
 from .quantizing import Quantization, fill_quantized
 from .stored import StoredModel
 from .token_ids import generation_entries
+from .wrappers import unwrapped
 from .writing import SHARD_BYTES, write_model
 
 # Not `Self`, which type checkers at run time do not take outside a class that they decorate.
@@ -35,7 +36,8 @@ class Pretrained(nn.Module):
         architectures: the values of `config.json`'s `architectures` that it reads, the first being what it writes.
         ignored: regular expressions of stored names that carry nothing to load, such as causal masks; each must match
             a whole name.
-        prefix: stored names are accepted with and without it, as `transformer.` in GPT-2's checkpoints.
+        prefix: of the names of all but the output layer; they are accepted with and without it, as `transformer.` in
+            GPT-2's checkpoints.
         generation: which tokens begin, end and pad texts; a new model states none, and they can be set.
         chat_template: the Jinja source by which conversations become prompts; None where there is none.
     """
@@ -56,6 +58,11 @@ class Pretrained(nn.Module):
             UnsupportedError: a value that is not supported, named.
         """
         raise NotImplementedError
+
+    @classmethod
+    def for_stored(cls: type[_Model], stored: StoredModel) -> _Model:
+        """Build the model that an opened checkpoint holds; one with parts that may be left out overrides this."""
+        return cls.from_config(stored.config)
 
     def to_config(self) -> dict[str, Any]:
         """Give the `config.json` that describes this model."""
@@ -109,16 +116,17 @@ class Pretrained(nn.Module):
             raise ValueError(f"dtype is {dtype}; weights must be of a floating-point type")
         check_architecture(stored, cls, Pretrained)
         with torch.device("meta"):
-            model = cls.from_config(stored.config)
-        copies = model.copies()
-        fillings = plan(model, stored, model.weight_names(), ignored=cls.ignored, copies=copies, prefix=cls.prefix)
-        check_copies(stored, copies, cls.prefix)
-        dtype = dtype or stored.common_dtype()
+            model = cls.for_stored(stored)
+        names, copies = model.weight_names(), model.copies()
+        weights = unwrapped(stored, [*(name.theirs for name in names), *copies], cls.prefix)
+        fillings = plan(model, weights, names, ignored=cls.ignored, copies=copies, prefix=cls.prefix)
+        check_copies(weights, copies, cls.prefix)
+        dtype = dtype or weights.common_dtype()
         if quantize is None:
-            fill(model, stored, fillings, dtype=dtype, device=device or "cpu")
+            fill(model, weights, fillings, dtype=dtype, device=device or "cpu")
             arrange_for_inference(model)
         else:
-            fill_quantized(model, stored, fillings, kind=quantize, dtype=dtype)
+            fill_quantized(model, weights, fillings, kind=quantize, dtype=dtype)
             model.to(device or "cpu")
         check_filled(model)
         model.generation, model.chat_template = stored.generation, stored.chat_template

@@ -206,6 +206,12 @@ class Bert(BertModel):
         without = ("BertForMaskedLM", "BertForTokenClassification", "BertForQuestionAnswering")
         return cls(read_config(config), pooler=names[0] not in without)
 
+    @classmethod
+    def for_stored(cls, stored: StoredModel) -> "Bert":
+        """Build the model that a checkpoint holds; its pooler is left out where that has none."""
+        pooler = any(name.endswith("pooler.dense.weight") for name in stored.names())
+        return cls(read_config(stored.config), pooler=pooler)
+
     def to_config(self) -> dict[str, Any]:
         """Give the `config.json` that describes this model.
 

@@ -89,10 +89,22 @@ class GPT2(Pretrained, Decoder):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("gpt2",)
-    architectures: ClassVar[tuple[str, ...]] = ("GPT2LMHeadModel",)
+    # The language model under another head can be read without that.
+    architectures: ClassVar[tuple[str, ...]] = (
+        "GPT2LMHeadModel",
+        "GPT2Model",
+        "GPT2ForSequenceClassification",
+        "GPT2ForTokenClassification",
+        "GPT2DoubleHeadsModel",
+    )
     prefix: ClassVar[str] = "transformer."
-    # Causal masks, which early checkpoints hold as buffers.
-    ignored: ClassVar[tuple[str, ...]] = (r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",)
+    # Causal masks, which early checkpoints hold as buffers, and other heads.
+    ignored: ClassVar[tuple[str, ...]] = (
+        r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",
+        r"score\..*",
+        r"classifier\..*",
+        r"multiple_choice_head\..*",
+    )
 
     def __init__(self, config: GPT2Config):
         norm = partial(nn.LayerNorm, config.width, eps=config.epsilon)

@@ -145,7 +145,8 @@ class Llama(Pretrained, Decoder):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("llama",)
-    architectures: ClassVar[tuple[str, ...]] = ("LlamaForCausalLM", "llama")
+    architectures: ClassVar[tuple[str, ...]] = ("LlamaForCausalLM", "LlamaModel", "llama")
+    prefix: ClassVar[str] = "model."
     ignored: ClassVar[tuple[str, ...]] = (r".*\.rotary_emb\.inv_freq",)
     defaults: ClassVar[Mapping[str, Any]] = {"max_position_embeddings": 2048}
 

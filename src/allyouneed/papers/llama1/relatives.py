@@ -42,7 +42,7 @@ class Mistral(Llama):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("mistral",)
-    architectures: ClassVar[tuple[str, ...]] = ("MistralForCausalLM", "mistral")
+    architectures: ClassVar[tuple[str, ...]] = ("MistralForCausalLM", "MistralModel", "mistral")
     defaults: ClassVar[Mapping[str, Any]] = {
         "max_position_embeddings": 131_072,
         "num_key_value_heads": 8,
@@ -115,7 +115,7 @@ class Qwen2(Llama):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2",)
-    architectures: ClassVar[tuple[str, ...]] = ("Qwen2ForCausalLM", "qwen2")
+    architectures: ClassVar[tuple[str, ...]] = ("Qwen2ForCausalLM", "Qwen2Model", "qwen2")
     defaults: ClassVar[Mapping[str, Any]] = {
         "max_position_embeddings": 32_768,
         "num_key_value_heads": 32,
@@ -156,7 +156,7 @@ class Qwen3(Llama):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen3",)
-    architectures: ClassVar[tuple[str, ...]] = ("Qwen3ForCausalLM", "qwen3")
+    architectures: ClassVar[tuple[str, ...]] = ("Qwen3ForCausalLM", "Qwen3Model", "qwen3")
     defaults: ClassVar[Mapping[str, Any]] = {**Qwen2.defaults, "head_dim": 128}
 
     @classmethod

@@ -83,7 +83,8 @@ class Mixtral(Pretrained, Decoder):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("mixtral",)
-    architectures: ClassVar[tuple[str, ...]] = ("MixtralForCausalLM",)
+    architectures: ClassVar[tuple[str, ...]] = ("MixtralForCausalLM", "MixtralModel")
+    prefix: ClassVar[str] = "model."
     ignored: ClassVar[tuple[str, ...]] = (r".*\.rotary_emb\.inv_freq",)
 
     def __init__(self, config: MixtralConfig):

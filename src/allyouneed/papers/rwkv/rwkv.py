@@ -82,7 +82,7 @@ class Rwkv(Pretrained, nn.Module):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("rwkv",)
-    architectures: ClassVar[tuple[str, ...]] = ("RwkvForCausalLM",)
+    architectures: ClassVar[tuple[str, ...]] = ("RwkvForCausalLM", "RwkvModel")
     prefix: ClassVar[str] = "rwkv."
 
     def __init__(self, config: RwkvConfig, *, form: Wkv = wkv_chunked):

@@ -153,7 +153,7 @@ class T5(Pretrained, EncoderDecoder):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("t5",)
-    architectures: ClassVar[tuple[str, ...]] = ("T5ForConditionalGeneration", "T5WithLMHeadModel")
+    architectures: ClassVar[tuple[str, ...]] = ("T5ForConditionalGeneration", "T5WithLMHeadModel", "T5Model")
     # Early checkpoints have a table of biases in cross-attention, which nothing reads.
     ignored: ClassVar[tuple[str, ...]] = (
         r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",

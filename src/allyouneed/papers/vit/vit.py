@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from allyouneed.hub import Name, Pretrained, UnsupportedError, refuse_unless, required, same
+from allyouneed.hub import Name, Pretrained, StoredModel, UnsupportedError, refuse_unless, required, same
 from allyouneed.nn import ACTIVATIONS, Attention, AttentionPattern, Block, FeedForward, PreNorm
 
 from .positions import Grid, LearnedPositions, PatchPositions
@@ -206,6 +206,12 @@ class Vit(Pretrained):
         """Build the model that a `config.json` describes; a classifier's has no pooler."""
         names = config.get("architectures") or ["ViTModel"]
         return cls(read_config(config), pooler=names[0] == "ViTModel")
+
+    @classmethod
+    def for_stored(cls, stored: StoredModel) -> "Vit":
+        """Build the model that a checkpoint holds; its pooler is left out where that has none."""
+        pooler = any(name.endswith("pooler.dense.weight") for name in stored.names())
+        return cls(read_config(stored.config), pooler=pooler)
 
     def to_config(self) -> dict[str, Any]:
         """Give the `config.json` that describes this model.
