@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .loading import load, load_chat
+    from .loading import load, load_batch, load_chat
 
-__all__ = ["load", "load_chat"]
+__all__ = ["load", "load_batch", "load_chat"]
 
 
 def __getattr__(name: str) -> Any:

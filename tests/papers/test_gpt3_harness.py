@@ -33,11 +33,18 @@ from allyouneed.papers.gpt3 import (
     plain,
     score_options,
     score_tokens,
-    scoring,
     write_answers,
 )
 from allyouneed.papers.readers import load_model
-from allyouneed.text import ByteTokenizer, PublishedTokenizer, Sampling, SpecialTokensMixin, Tokenizer, generate
+from allyouneed.text import (
+    ByteTokenizer,
+    PublishedTokenizer,
+    Sampling,
+    SpecialTokensMixin,
+    Tokenizer,
+    generate,
+    scoring,
+)
 
 STANDINS = Path(__file__).parents[1] / "standins"
 BYTES = ByteTokenizer()

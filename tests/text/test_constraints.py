@@ -129,7 +129,7 @@ def test_masks_are_those_of_brute_force_for_choices(kind: str, options: list[str
     left: list[list[int]] = [[]]
     while left:
         tokens = left.pop()
-        constraint = Grammar.choice(options).constraint(tokenizer)
+        constraint = Grammar.choice(options).constraint(tokenizer, beginning=True)
         for token in tokens:
             constraint.advance(token)
         text = _decoded_bytes(tokenizer, spelled, tokens)
@@ -176,7 +176,7 @@ def test_masks_are_those_of_brute_force_for_json(kind: str, schema: dict[str, An
     spelled = token_bytes(tokenizer)
     generator = torch.Generator().manual_seed(0)
     for _ in range(6):
-        constraint, text = Grammar.json_schema(schema).constraint(tokenizer), ""
+        constraint, text = Grammar.json_schema(schema).constraint(tokenizer, beginning=True), ""
         for _ in range(30):
             wanted = [
                 token
@@ -242,7 +242,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", ["bytes", "byte_pairs", "sentence_pieces"])
 def test_what_a_random_model_generates_under_a_schema_is_valid(name: str, kind: str) -> None:
     tokenizer, schema = TOKENIZERS[kind](), SCHEMAS[name]
-    grammar = Grammar.json_schema(schema).constraint(tokenizer)
+    grammar = Grammar.json_schema(schema).constraint(tokenizer, beginning=True)
     # The model knows more tokens than the tokenizer.
     rows = generate(
         model(tokenizer.vocabulary + 20),
@@ -318,12 +318,12 @@ def test_stop_tokens_come_exactly_where_the_text_may_end() -> None:
     assert not torch.isfinite(masked[letter]) and torch.isfinite(masked[tokenizer.encode("b")[0]])
 
 
-def test_text_is_generated_in_a_grammar() -> None:
-    tokenizer = byte_pairs()
-    texts = generate_text(
-        model(320), tokenizer, ["a", "b"], new_tokens=20, grammar=Grammar.choice(["yes", "no", "perhaps"]), seed=5
-    )
-    assert set(texts) <= {"yes", "no", "perhaps"}
+@pytest.mark.parametrize("kind", ["bytes", "byte_pairs", "sentence_pieces"])
+def test_what_follows_a_text_is_in_a_grammar(kind: str) -> None:
+    tokenizer, options = TOKENIZERS[kind](), ["yes", " no", "  日本"]
+    grammar, prompts = Grammar.choice(options), ["a", "b", "é", " ", "a", "b", "c", "d"]
+    texts = generate_text(model(320), tokenizer, prompts, new_tokens=20, grammar=grammar, seed=5)
+    assert set(texts) <= set(options) and len(set(texts)) > 1
 
 
 def test_rows_end_by_their_own_constraints() -> None:

@@ -21,7 +21,8 @@ from allyouneed.hub import (
     architecture_of,
     open_model,
 )
-from allyouneed.text import LanguageModel, LocalChat, Tokenizer
+from allyouneed.prompting import LocalBatch
+from allyouneed.text import ChatTemplate, LanguageModel, LocalChat, Tokenizer
 
 
 def load_model(
@@ -97,6 +98,39 @@ def load_chat(
         raise ValueError(f"{stored.source} has no chat template: it was not made for conversations")
     model, tokenizer = load_opened(stored, dtype=dtype, device=device, quantize=quantize)
     return LocalChat(cast(LanguageModel, model), tokenizer)
+
+
+def load_batch(
+    name: str | Path | StoredModel,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    quantize: Quantization | None = None,
+    max_num_sequences: int = 16,
+    cache_megabytes: int = 512,
+) -> LocalBatch:
+    """Load a published model to complete many prompts in one call, as `allyouneed.prompting` does.
+
+    It runs on the serving room's engine. A model that is no decoder answers one by one, with a warning.
+
+    Args:
+        name: as for `load_model`, or a checkpoint that was opened.
+        dtype: as for `load_model`.
+        device: as for `load_model`.
+        quantize: as for `load_model`.
+        max_num_sequences: how many are generated at once.
+        cache_megabytes: memory for keys and values.
+
+    Raises:
+        ValueError: a number out of range, a template with a mistake, or a decoder that the engine cannot run.
+
+    Further errors are those of `load_model`.
+    """
+    stored = name if isinstance(name, StoredModel) else open_model(name)
+    model, tokenizer = load_opened(stored, dtype=dtype, device=device, quantize=quantize)
+    template = None if stored.chat_template is None else ChatTemplate(stored.chat_template, tokenizer)
+    engine = importlib.import_module("allyouneed.papers.serving.batch")
+    return engine.load(model, tokenizer, template, max_num_sequences=max_num_sequences, cache_megabytes=cache_megabytes)
 
 
 def _reader_of(stored: StoredModel) -> type[Pretrained]:

@@ -11,6 +11,7 @@ from .packing import pack
 from .pairs import encode_pairs
 from .published import PublishedTokenizer, load_tokenizer
 from .sampling import Sampling, probabilities, sample
+from .scoring import score_tokens
 from .special_tokens import SpecialTokensMixin
 from .streaming import TextStream, generate_text
 from .token_bytes import token_bytes
@@ -46,5 +47,6 @@ __all__ = [
     "pack",
     "probabilities",
     "sample",
+    "score_tokens",
     "token_bytes",
 ]

@@ -60,6 +60,11 @@ class ChatTemplate:
         self._names = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
 
     @property
+    def source(self) -> str:
+        """The template as it was given."""
+        return self._source
+
+    @property
     def takes_tools(self) -> bool:
         """Whether the template has a place for tools."""
         return "tools" in self._words

@@ -156,15 +156,20 @@ class Grammar:
         except ValueError as error:
             raise ValueError(f"the grammar cannot be followed: {error}") from error
 
-    def constraint(self, tokenizer: Tokenizer) -> Constraint:
-        """Give what follows the grammar from the beginning of a text, in a tokenizer's tokens.
+    def constraint(self, tokenizer: Tokenizer, *, beginning: bool = False) -> Constraint:
+        """Give what follows the grammar, in a tokenizer's tokens.
 
         The first call for a tokenizer reads its vocabulary, which takes about a second for 150,000 tokens.
+
+        Args:
+            tokenizer: byte-level, SentencePiece-like or of bytes.
+            beginning: whether the tokens are decoded by themselves, and not after a prompt: SentencePiece-like
+                tokenizers drop a space where a text begins.
 
         Raises:
             ValueError: a tokenizer whose tokens have no bytes of their own.
         """
-        return _vocabulary(tokenizer).begin(self.source)
+        return _vocabulary(tokenizer).begin(self.source, beginning)
 
 
 class GrammarConstraint:
@@ -173,7 +178,7 @@ class GrammarConstraint:
     Args:
         vocabulary: of the tokenizer.
         matcher: at the same place as the text.
-        source: of the grammar, while no token has come: a text's first token may stand for other bytes.
+        source: of the grammar, where the next token is a text's first, which may stand for other bytes; else None.
     """
 
     def __init__(self, vocabulary: "_Vocabulary", matcher: Any, source: str | None):
@@ -256,8 +261,10 @@ class _Vocabulary:
         self._matchers: OrderedDict[tuple[str, bool], Any] = OrderedDict()
         self._lock = threading.Lock()
 
-    def begin(self, source: str) -> GrammarConstraint:
-        return GrammarConstraint(self, self._matcher(source, first=False), source if self._first else None)
+    def begin(self, source: str, beginning: bool) -> GrammarConstraint:
+        return GrammarConstraint(
+            self, self._matcher(source, first=False), source if beginning and self._first else None
+        )
 
     def first_matcher(self, source: str) -> Any:
         """Give a matcher at the beginning of a text, which sees tokens as they are spelled there."""

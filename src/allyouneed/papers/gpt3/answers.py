@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
 from allyouneed.text import LanguageModel, Sampling, TextStream, Tokenizer, continuations
+from allyouneed.text.scoring import in_parts, prefix_cache
 
 from .prompts import Prompt
-from .scoring import in_parts, prefix_cache
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)

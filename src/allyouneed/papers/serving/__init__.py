@@ -1,5 +1,6 @@
 """Towards Efficient Generative Large Language Model Serving: a survey (Miao et al. 2023), as an engine and a server."""
 
+from .batch import EngineBatch
 from .blocks import BlockPool, BlockTable, OutOfBlocksError
 from .engine import Engine
 from .requests import (
@@ -22,6 +23,7 @@ __all__ = [
     "Draft",
     "DraftToken",
     "Engine",
+    "EngineBatch",
     "Gathered",
     "Limits",
     "Listener",
