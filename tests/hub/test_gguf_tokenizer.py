@@ -52,6 +52,7 @@ def test_smollm_splits_digits() -> None:
         ({"merges": ["a x"]}, CheckpointFormatError, "the merge 'a x' joins or makes tokens that there are not"),
         ({"merges": ["ab"]}, CheckpointFormatError, "the merge 'ab'"),
         ({"add_bos_token": True, "bos_token_id": 9}, CheckpointFormatError, "bos_token_id is 9, of 9 tokens"),
+        ({"add_bos_token": True, "bos_token_id": -1}, CheckpointFormatError, "bos_token_id is -1, of 9 tokens"),
         ({"add_eos_token": True}, CheckpointFormatError, "eos_token_id is None"),
     ],
 )

@@ -186,6 +186,7 @@ def test_gguf_metadata_names_them_by_number() -> None:
         "tokenizer.ggml.eos_token_id": 4,
         "tokenizer.ggml.padding_token_id": 4,
         "tokenizer.ggml.unknown_token_id": 99,
+        "tokenizer.ggml.mask_token_id": ["a", "b"],
     }
     tokenizer = tokenizer_from(metadata, "a.gguf")
     assert tokenizer.special_tokens_map == {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}

@@ -98,7 +98,7 @@ def _roles(metadata: Mapping[str, Any], tokenizer: BytePairTokenizer) -> dict[st
     """Name the special tokens that the metadata gives a role, which it does by number."""
     names = {token: name for name, token in tokenizer.special_tokens.items()}
     stated = {role: metadata.get(f"tokenizer.ggml.{key}_token_id") for role, key in _ROLES.items()}
-    return {role: names[token] for role, token in stated.items() if token in names}
+    return {role: names[token] for role, token in stated.items() if type(token) is int and token in names}
 
 
 def _ends(metadata: Mapping[str, Any], tokens: list[str]) -> processors.TemplateProcessing | None:
@@ -107,7 +107,7 @@ def _ends(metadata: Mapping[str, Any], tokens: list[str]) -> processors.Template
     for end in ("bos", "eos"):
         if metadata.get(f"tokenizer.ggml.add_{end}_token") is True:
             token = metadata.get(f"tokenizer.ggml.{end}_token_id")
-            if type(token) is not int or token >= len(tokens):
+            if type(token) is not int or not 0 <= token < len(tokens):
                 raise CheckpointFormatError(f"tokenizer.ggml.{end}_token_id is {token!r}, of {len(tokens)} tokens")
             named[end] = tokens[token]
     if not named:
