@@ -15,7 +15,7 @@ from allyouneed.nn import Decoder, arrange_for_inference
 from allyouneed.text import Sampling
 
 from .blocks import BlockPool
-from .paged import PagedCache, Segment, most_tokens, paged_logits
+from .paged import PagedCache, Segment, attention_context, most_tokens, paged_logits
 from .requests import (
     FinishReason,
     Gathered,
@@ -26,7 +26,8 @@ from .requests import (
     TimeLimitError,
 )
 from .sampler import SequenceSampler, log_probabilities
-from .scheduler import Limits, ScheduledSequence, Scheduler, SequenceState
+from .scheduler import Limits, Scheduler
+from .sequences import ScheduledSequence, SequenceState
 from .speculation import Draft
 
 
@@ -85,7 +86,12 @@ class Engine:
         arrange_for_inference(model.eval())
         self.model = model
         self.pool = BlockPool(-(-cache_tokens // block_size), block_size, sharing=sharing)
-        self.scheduler = scheduler(self.pool, limits, lambda sequence, most: self._samplers[sequence].propose(most))
+        self.scheduler = scheduler(
+            self.pool,
+            limits,
+            lambda sequence, most: self._samplers[sequence].propose(most),
+            attention_context(model),
+        )
         self._cache = PagedCache(model, self.pool)
         self._draft = draft
         self._vocabulary = model.vocabulary

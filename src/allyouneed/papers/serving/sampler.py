@@ -11,7 +11,7 @@ from allyouneed.text.constraints import constrained
 from allyouneed.text.generation import row_generator
 
 from .requests import LogProbabilities, Request
-from .scheduler import SequenceState
+from .sequences import SequenceState
 from .speculation import Draft, DraftToken, accept
 
 
