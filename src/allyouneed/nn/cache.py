@@ -38,23 +38,48 @@ class LayerCache:
         Raises:
             ValueError: more tokens than the limit, or another batch than before.
         """
-        total = self._total_with(keys.shape[2])
+        new = keys.shape[2]
+        all_keys, all_values = self.extend(keys)
+        total = self.length
+        all_keys.narrow(2, total - new, new).copy_(keys)
+        all_values.narrow(2, total - new, new).copy_(values)
+        return all_keys.narrow(2, 0, total), all_values.narrow(2, 0, total)
+
+    def extend(
+        self, like: Float[Tensor, "batch key_value_heads new head_width"]
+    ) -> tuple[
+        Float[Tensor, "batch key_value_heads room head_width"], Float[Tensor, "batch key_value_heads room head_width"]
+    ]:
+        """Make place for the keys and values of new tokens, and count these as held; the caller writes them.
+
+        Args:
+            like: of their shape and type.
+
+        Returns:
+            The buffers of keys and of values, with room for more; the new tokens' place is the last before `length`.
+
+        Raises:
+            ValueError: more tokens than the limit, or another batch than before.
+        """
+        total = self._total_with(like.shape[2])
         if self._keys is None or self._values is None:
             self._capacity = max(self._capacity, total)
-            self._keys, self._values = self._room(keys), self._room(values)
-        elif keys.shape[0] != self._keys.shape[0]:
-            raise ValueError(f"the cache holds a batch of {self._keys.shape[0]}, not of {keys.shape[0]}")
+            self._keys, self._values = self._room(like), self._room(like)
+        elif like.shape[0] != self._keys.shape[0]:
+            raise ValueError(f"the cache holds a batch of {self._keys.shape[0]}, not of {like.shape[0]}")
         elif total > self._capacity:
             self._capacity = max(2 * self._capacity, total)
             held_keys, held_values = self._keys[:, :, : self.length], self._values[:, :, : self.length]
-            self._keys, self._values = self._room(keys), self._room(values)
+            self._keys, self._values = self._room(like), self._room(like)
             self._keys[:, :, : self.length] = held_keys
             self._values[:, :, : self.length] = held_values
-        new = keys.shape[2]
-        self._keys.narrow(2, self.length, new).copy_(keys)
-        self._values.narrow(2, self.length, new).copy_(values)
         self.length = total
-        return self._keys.narrow(2, 0, total), self._values.narrow(2, 0, total)
+        return self._keys, self._values
+
+    @property
+    def room(self) -> int:
+        """How many tokens the buffers hold, or will hold at first."""
+        return self._capacity
 
     @property
     def shortest(self) -> int:

@@ -62,6 +62,8 @@ class Decoder(nn.Module):
         self.head: Any = None if tied else nn.Linear(width, vocabulary, bias=False)
         # Multiplies vectors by the output map.
         self.map: Callable[[Tensor, Tensor], Tensor] = F.linear
+        # What `compile_decoder` makes of the blocks.
+        self.compiled: Any = None
         initialise_xavier(self)
 
     def forward(
@@ -128,8 +130,11 @@ class Decoder(nn.Module):
         )
         embeddings = self.embedding(tokens) * self.embedding_scale
         hidden = self.dropout(self.positions.embed(embeddings, positions))
-        for index, block in enumerate(self.blocks):
-            hidden = block(hidden, pattern, cache=None if cache is None else cache.layers[index])
+        if cache is not None and self.compiled is not None and self.compiled.takes(hidden, cache):
+            hidden = self.compiled.step(hidden, pattern, cache)
+        else:
+            for index, block in enumerate(self.blocks):
+                hidden = block(hidden, pattern, cache=None if cache is None else cache.layers[index])
         if cache is not None:
             cache.present = present
         return self.norm(hidden)

@@ -11,7 +11,7 @@ torch's kernel for 8 bits, which has one scale for a whole row, and here each gr
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from .attention import Attention
 from .decoder import Decoder
 from .feed_forward import GatedFeedForward
+from .instructions import COLUMNS, Tiles
 
-Kernel = Literal["packed 4-bit", "dequantised"]
+Kernel = Literal["packed 4-bit", "dequantised", "compiled"]
 
 GROUP = 32
 """Weights of a group in `Int8Linear.from_weight`, as in GGUF's Q8_0."""
@@ -31,6 +32,7 @@ _GROUPS = (32, 64, 128, 256)
 # The kernel stores rows in tiles; with so many rows every processor's tiles are full.
 _TILE = 64
 _PACKED_AT_ONCE = 4 * _TILE
+_MANY_FOR_TILES = 128
 
 
 # Looked up once: a look-up takes longer than a conversion.
@@ -57,7 +59,7 @@ class QuantizedLinear(nn.Module):
     """
 
     # From about so many tokens on, dequantising the weights for torch's product of matrices costs less than it saves.
-    many: ClassVar[int]
+    many: int
 
     scale: Tensor
     minimum: Tensor | None
@@ -88,7 +90,9 @@ class QuantizedLinear(nn.Module):
 
     @property
     def kernel(self) -> Kernel:
-        """What multiplies few tokens: the packed kernel where this processor has it."""
+        """What multiplies few tokens: compiled code after `use_tiles`, the packed kernel where this processor has it."""
+        if self._tiles is not None:
+            return "compiled"
         return "dequantised" if self._packed is None else "packed 4-bit"
 
     @property
@@ -107,9 +111,9 @@ class QuantizedLinear(nn.Module):
     def forward(self, hidden: Float[Tensor, "... columns"]) -> Float[Tensor, "... rows"]:
         """Map each vector, in the precision in which it came."""
         tokens = hidden.numel() // self.in_features
-        packed = self._packed
         needs_gradient = hidden.requires_grad and torch.is_grad_enabled()
-        if packed is None or not 0 < tokens < self.many or hidden.device.type != "cpu" or needs_gradient:
+        without = self._packed is None and self._tiles is None
+        if without or not 0 < tokens < self.many or hidden.device.type != "cpu" or needs_gradient:
             return self._dequantised(hidden)
         given = hidden.bfloat16().reshape(tokens, self.in_features).contiguous()
         mapped = self._multiplied(given).to(hidden.dtype).view(*hidden.shape[:-1], self.out_features)
@@ -122,7 +126,29 @@ class QuantizedLinear(nn.Module):
         """
         return self._multiplied(vector.bfloat16().view(1, -1)).view(-1)
 
+    def use_tiles(self) -> Tiles:
+        """Let compiled code multiply few tokens from now on, in place of torch's kernel, whose copy is dropped.
+
+        Scales and zeros are rounded as for that kernel, and so is what is multiplied.
+
+        Raises:
+            CompilerError: no compiler, or a processor that the compiled code is not for.
+        """
+        if self._tiles is None:
+            scale, zero = (
+                None if part is None else part.repeat_interleave(self.group // COLUMNS, 1)
+                for part in (self.scale, self._zero())
+            )
+            assert scale is not None
+            self._tiles = Tiles(self._integers, scale, zero)
+            self._packed = None
+            self._scale_and_zero = torch.empty(0)
+            self.many = _MANY_FOR_TILES
+        return self._tiles
+
     def _multiplied(self, given: Tensor) -> Tensor:
+        if self._tiles is not None:
+            return self._tiles(given.float()).bfloat16()
         if self._halves == 2:
             given = torch.cat((given, given), 1)
         mapped = _multiply(given, self._packed, self.group, self._scale_and_zero)
@@ -153,6 +179,7 @@ class QuantizedLinear(nn.Module):
         """
         self._halves = 0
         self._packed: Any = None
+        self._tiles: Tiles | None = None
         self._scale_and_zero = torch.empty(0)
         if packed_kernel() == "dequantised" or self.scale.device.type != "cpu":
             return
@@ -174,6 +201,10 @@ class QuantizedLinear(nn.Module):
             self._scale_and_zero[:, start : start + both.shape[1]] = both
 
     def _integers(self, rows: Tensor | slice) -> Tensor:
+        raise NotImplementedError
+
+    def _zero(self) -> Tensor | None:
+        """Give what the integer 8 stands for in each group; None where integers have a sign, and 0 stands for 0."""
         raise NotImplementedError
 
 
@@ -209,12 +240,16 @@ class Int4Linear(QuantizedLinear):
             raise ValueError(f"integer {int(quants.max())} does not fit into 4 bits: they go from 0 to 15")
         # Two to a byte: the first of a pair in the lower half.
         self.register_buffer("quants", quants[:, ::2] | (quants[:, 1::2] << 4))
-        lowest = torch.zeros_like(scale) if minimum is None else minimum
+        zero = self._zero()
 
         def whole(rows: slice) -> list[_Half]:
-            return [(quants[rows], scale[rows], lowest[rows].float() + 8 * scale[rows].float())]
+            return [(quants[rows], scale[rows], zero[rows])]
 
         self._pack(whole)
+
+    def _zero(self) -> Tensor:
+        middle = 8 * self.scale.float()
+        return middle if self.minimum is None else self.minimum.float() + middle
 
     def _integers(self, rows: Tensor | slice) -> Tensor:
         pairs: Any = self.quants
@@ -283,6 +318,9 @@ class Int8Linear(QuantizedLinear):
             return [((integers >> 4) + 8, 16 * exact, torch.zeros_like(exact)), (integers & 15, exact, 8 * exact)]
 
         self._pack(high_and_low)
+
+    def _zero(self) -> None:
+        return None
 
     def _integers(self, rows: Tensor | slice) -> Tensor:
         integers: Any = self.quants

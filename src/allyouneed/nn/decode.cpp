@@ -1,0 +1,466 @@
+// The layers of a decoder for a few tokens at a time, as a list of instructions that compiled.py writes.
+//
+// Weights in few bits are laid out in tiles of 16 rows and groups of 32 columns. A group of a tile holds the integers
+// of two columns of all 16 rows side by side, then those of the next two, then each row's scale and zero in bfloat16.
+// Inputs are rounded to bfloat16, integers become bfloat16 exactly, and products are summed in 32 bits, by group; so a
+// weight is worth integer * scale + zero, as in torch's own kernel. Each token's sums are taken in an order of their
+// own, so that its result does not depend, to the last bit, on how many others there are.
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr int64_t ROWS = 16, COLUMNS = 32;
+
+struct Buffer {  // A vector for each token.
+    float* at;
+    int64_t stride;
+};
+
+struct Instruction {
+    int64_t kind;
+    int64_t input, input_offset, output, output_offset;  // A buffer's number; floats after a token's first.
+    int64_t size[4];
+    const void* data[2];
+    double number;
+};
+
+struct Step {
+    int64_t tokens, threads;
+    const Buffer* buffers;
+    const float *cosine, *sine;  // Of each token's angles.
+    int64_t rotated, rotation_stride;
+    float **keys, **values;  // Of each layer.
+    int64_t head_stride, block_size;
+    const int64_t *blocks, *counts;  // Where each token's blocks of keys begin; how many keys it looks at, its own last.
+    int64_t most_blocks;
+    const float* mask;  // Added to the scores, or null.
+    int64_t mask_token_stride, mask_head_stride;
+};
+
+float* row(const Step& step, int64_t buffer, int64_t offset, int64_t token) {
+    return step.buffers[buffer].at + token * step.buffers[buffer].stride + offset;
+}
+
+// exp, in 32 bits, good to 2 units in the last place. Below -87 it is 0; NaN stays NaN.
+inline float exponential(float x) {
+    float bounded = x > 88.0f ? 88.0f : x < -87.0f ? -87.0f : x;
+    float whole = std::rint(bounded * 1.44269504f);
+    float rest = std::fma(whole, -0.693145752f, bounded);
+    rest = std::fma(whole, -1.42860677e-6f, rest);
+    float sum = 1.0f / 5040;
+    for (float factor : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) sum = std::fma(sum, rest, factor);
+    int32_t bits = (static_cast<int32_t>(whole) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, 4);
+    return x < -87.0f ? 0.0f : sum * power;
+}
+
+// Norms: size is {width, vectors of a token, theirs to step}; number is epsilon.
+
+void rms_norm(const Instruction& op, const Step& step) {
+    const int64_t width = op.size[0];
+    const float* weight = static_cast<const float*>(op.data[0]);
+    for (int64_t token = 0; token < step.tokens; token++)
+        for (int64_t vector = 0; vector < op.size[1]; vector++) {
+            const float* in = row(step, op.input, op.input_offset, token) + vector * width;
+            float* out = row(step, op.output, op.output_offset, token) + vector * width;
+            float squares = 0;
+#pragma omp simd reduction(+ : squares)
+            for (int64_t i = 0; i < width; i++) squares += in[i] * in[i];
+            const float scale = 1.0f / std::sqrt(squares / width + static_cast<float>(op.number));
+#pragma omp simd
+            for (int64_t i = 0; i < width; i++) out[i] = in[i] * scale * weight[i];
+        }
+}
+
+void layer_norm(const Instruction& op, const Step& step) {
+    const int64_t width = op.size[0];
+    const float *weight = static_cast<const float*>(op.data[0]), *bias = static_cast<const float*>(op.data[1]);
+    for (int64_t token = 0; token < step.tokens; token++) {
+        const float* in = row(step, op.input, op.input_offset, token);
+        float* out = row(step, op.output, op.output_offset, token);
+        float sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = 0; i < width; i++) sum += in[i];
+        const float mean = sum / width;
+#pragma omp simd reduction(+ : squares)
+        for (int64_t i = 0; i < width; i++) squares += (in[i] - mean) * (in[i] - mean);
+        const float scale = 1.0f / std::sqrt(squares / width + static_cast<float>(op.number));
+#pragma omp simd
+        for (int64_t i = 0; i < width; i++) out[i] = (in[i] - mean) * scale * weight[i] + (bias ? bias[i] : 0.0f);
+    }
+}
+
+// Linear layers: size is {rows, columns, whether to add to the output}; data are weights and bias.
+
+inline void put(const Instruction& op, const Step& step, int64_t token, int64_t from, int64_t count, const float* sums) {
+    float* out = row(step, op.output, op.output_offset, token) + from;
+    const float* bias = static_cast<const float*>(op.data[1]);
+    for (int64_t i = 0; i < count; i++) {
+        const float value = sums[i] + (bias ? bias[from + i] : 0.0f);
+        out[i] = op.size[2] ? out[i] + value : value;
+    }
+}
+
+// Weights in 32 bits: LANES of a row at a time where rows are contiguous, LANES rows where columns are.
+
+constexpr int64_t LANES = 16, ROWS_AT_ONCE = 64;
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+
+inline Floats load(const float* at) {
+    Floats loaded;
+    std::memcpy(&loaded, at, sizeof loaded);
+    return loaded;
+}
+
+inline float total(const Floats& sums) {
+    float halves[LANES];
+    std::memcpy(halves, &sums, sizeof halves);
+    for (int64_t half = LANES / 2; half; half /= 2)
+        for (int64_t i = 0; i < half; i++) halves[i] += halves[i + half];
+    return halves[0];
+}
+
+template <int TOKENS>
+void multiply_rows(const Instruction& op, const Step& step, int64_t token, int64_t from, int64_t end) {
+    constexpr int64_t SOME = 4;
+    const int64_t columns = op.size[1], whole = columns / LANES * LANES;
+    const float* in[TOKENS];
+    for (int m = 0; m < TOKENS; m++) in[m] = row(step, op.input, op.input_offset, token + m);
+    for (; from < end; from += SOME) {
+        const int64_t count = std::min(SOME, end - from);
+        const float* weights[SOME];  // Of the last few rows some are read twice.
+        for (int64_t i = 0; i < SOME; i++)
+            weights[i] = static_cast<const float*>(op.data[0]) + (from + std::min(i, count - 1)) * columns;
+        Floats sums[TOKENS][SOME] = {};
+        for (int64_t j = 0; j < whole; j += LANES)
+#pragma GCC unroll 4
+            for (int m = 0; m < TOKENS; m++) {
+                const Floats inputs = load(in[m] + j);
+#pragma GCC unroll 4
+                for (int64_t i = 0; i < SOME; i++) sums[m][i] += inputs * load(weights[i] + j);
+            }
+        for (int m = 0; m < TOKENS; m++) {
+            float totals[SOME];
+            for (int64_t i = 0; i < count; i++) {
+                totals[i] = total(sums[m][i]);
+                for (int64_t j = whole; j < columns; j++) totals[i] += in[m][j] * weights[i][j];
+            }
+            put(op, step, token + m, from, count, totals);
+        }
+    }
+}
+
+template <int TOKENS>
+void multiply_columns(const Instruction& op, const Step& step, int64_t token, int64_t from, int64_t end) {
+    constexpr int64_t SOME = ROWS_AT_ONCE / LANES;
+    const int64_t rows = op.size[0];
+    const float* in[TOKENS];
+    for (int m = 0; m < TOKENS; m++) in[m] = row(step, op.input, op.input_offset, token + m);
+    const float* weights = static_cast<const float*>(op.data[0]) + from;
+    float totals[TOKENS][ROWS_AT_ONCE] = {};
+    if (end - from == ROWS_AT_ONCE) {
+        Floats sums[TOKENS][SOME] = {};
+        for (int64_t j = 0; j < op.size[1]; j++) {
+            Floats own[SOME];
+#pragma GCC unroll 4
+            for (int64_t i = 0; i < SOME; i++) own[i] = load(weights + j * rows + i * LANES);
+#pragma GCC unroll 4
+            for (int m = 0; m < TOKENS; m++)
+#pragma GCC unroll 4
+                for (int64_t i = 0; i < SOME; i++) sums[m][i] += own[i] * in[m][j];
+        }
+        std::memcpy(totals, sums, sizeof totals);
+    } else {
+        for (int m = 0; m < TOKENS; m++)
+            for (int64_t j = 0; j < op.size[1]; j++)
+                for (int64_t i = 0; i < end - from; i++) totals[m][i] += weights[j * rows + i] * in[m][j];
+    }
+    for (int m = 0; m < TOKENS; m++) put(op, step, token + m, from, end - from, totals[m]);
+}
+
+using Multiply = void(const Instruction&, const Step&, int64_t token, int64_t from, int64_t end);
+
+template <Multiply FOUR, Multiply ONE>
+void linear(const Instruction& op, const Step& step) {
+#pragma omp parallel for num_threads(step.threads) if (step.threads > 1)
+    for (int64_t from = 0; from < op.size[0]; from += ROWS_AT_ONCE) {
+        const int64_t end = std::min(from + ROWS_AT_ONCE, op.size[0]);
+        int64_t token = 0;
+        for (; token + 4 <= step.tokens; token += 4) FOUR(op, step, token, from, end);
+        for (; token < step.tokens; token++) ONE(op, step, token, from, end);
+    }
+}
+
+#ifdef __AVX512BF16__
+
+inline __m512 widened(const uint8_t* stored) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(stored));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+struct Bits4 {
+    static constexpr int64_t SCALES = ROWS * COLUMNS / 2, BYTES = SCALES + 4 * ROWS;
+    static constexpr bool ZEROS = true;
+    // -8 to 7 in bfloat16, twice, since of an index's bits the fifth is the next integer's.
+    const __m512i table = _mm512_broadcast_i64x4(
+        _mm256_setr_epi16(-16128, -16160, -16192, -16224, -16256, -16320, -16384, -16512, 0, 0x3F80, 0x4000, 0x4040,
+                          0x4080, 0x40A0, 0x40C0, 0x40E0));
+    // Two columns: four pairs of them lie in 64 bytes, each in four bits of every 16.
+    __m512bh pair(const uint8_t* group, int64_t number) const {
+        const __m512i four = _mm512_loadu_si512(group + number / 4 * 64);
+        return (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(four, 4 * (number % 4)), table);
+    }
+};
+
+struct Bits8 {
+    static constexpr int64_t SCALES = ROWS * COLUMNS, BYTES = SCALES + 2 * ROWS;
+    static constexpr bool ZEROS = false;
+    __m512bh pair(const uint8_t* group, int64_t number) const {
+        const __m128i* at = reinterpret_cast<const __m128i*>(group + number * 32);
+        const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at)));
+        return _mm512_cvtne2ps_pbh(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at + 1))), low);
+    }
+};
+
+struct Rounded {  // Inputs in bfloat16, and their sums by group.
+    std::vector<uint16_t> values;
+    std::vector<float> sums;
+};
+
+void round_inputs(const Instruction& op, const Step& step, Rounded& rounded) {
+    const int64_t groups = op.size[1] / COLUMNS;
+    rounded.values.resize(step.tokens * op.size[1]);
+    rounded.sums.resize(step.tokens * groups);
+    for (int64_t token = 0; token < step.tokens; token++)
+        for (int64_t group = 0; group < groups; group++) {
+            const float* in = row(step, op.input, op.input_offset, token) + group * COLUMNS;
+            uint16_t* out = rounded.values.data() + token * op.size[1] + group * COLUMNS;
+            const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(in + ROWS), _mm512_loadu_ps(in));
+            std::memcpy(out, &both, sizeof both);
+            const uint8_t* stored = reinterpret_cast<const uint8_t*>(out);
+            rounded.sums[token * groups + group] = _mm512_reduce_add_ps(_mm512_add_ps(widened(stored), widened(stored + 32)));
+        }
+}
+
+// Some tokens and some tiles that follow each other. Four sums at least, since one waits for its last product.
+template <class Bits, int TOKENS, int TILES>
+void multiply(const Instruction& op, const Step& step, const Rounded& rounded, int64_t token, int64_t tile) {
+    const Bits bits;
+    const int64_t groups = op.size[1] / COLUMNS;
+    const uint8_t* weights = static_cast<const uint8_t*>(op.data[0]) + tile * groups * Bits::BYTES;
+    const uint16_t* in = rounded.values.data() + token * op.size[1];
+    __m512 sums[TOKENS][TILES];
+    for (auto& own : sums) std::fill_n(own, TILES, _mm512_setzero_ps());
+    for (int64_t group = 0; group < groups; group++) {
+        __m512 products[TOKENS][TILES];
+        for (auto& own : products) std::fill_n(own, TILES, _mm512_setzero_ps());
+#pragma GCC unroll 16
+        for (int64_t number = 0; number < COLUMNS / 2; number++)
+#pragma GCC unroll 4
+            for (int t = 0; t < TILES; t++) {
+                const __m512bh pair = bits.pair(weights + (t * groups + group) * Bits::BYTES, number);
+#pragma GCC unroll 8
+                for (int m = 0; m < TOKENS; m++) {
+                    int32_t two;
+                    std::memcpy(&two, in + m * op.size[1] + group * COLUMNS + 2 * number, 4);
+                    products[m][t] = _mm512_dpbf16_ps(products[m][t], pair, (__m512bh)_mm512_set1_epi32(two));
+                }
+            }
+        for (int t = 0; t < TILES; t++) {
+            const uint8_t* scales = weights + (t * groups + group) * Bits::BYTES + Bits::SCALES;
+            for (int m = 0; m < TOKENS; m++) {
+                sums[m][t] = _mm512_fmadd_ps(products[m][t], widened(scales), sums[m][t]);
+                if (Bits::ZEROS) {
+                    const __m512 sum = _mm512_set1_ps(rounded.sums[(token + m) * groups + group]);
+                    sums[m][t] = _mm512_fmadd_ps(sum, widened(scales + 2 * ROWS), sums[m][t]);
+                }
+            }
+        }
+    }
+    for (int m = 0; m < TOKENS; m++)
+        for (int t = 0; t < TILES; t++) {
+            // As torch's kernel gives it.
+            const __m256bh narrow = _mm512_cvtneps_pbh(sums[m][t]);
+            float values[ROWS];
+            _mm512_storeu_ps(values, widened(reinterpret_cast<const uint8_t*>(&narrow)));
+            const int64_t from = (tile + t) * ROWS;
+            put(op, step, token + m, from, std::min(ROWS, op.size[0] - from), values);
+        }
+}
+
+template <class Bits, int TOKENS, int TILES>
+void multiply_tiles(const Instruction& op, const Step& step, const Rounded& rounded, int64_t token, int64_t tile,
+                    int64_t end) {
+    for (; tile + TILES <= end; tile += TILES) multiply<Bits, TOKENS, TILES>(op, step, rounded, token, tile);
+    for (; tile < end; tile++) multiply<Bits, TOKENS, 1>(op, step, rounded, token, tile);
+}
+
+template <class Bits>
+void linear_few_bits(const Instruction& op, const Step& step) {
+    constexpr int64_t AT_ONCE = 4;
+    thread_local Rounded kept;
+    Rounded& rounded = kept;
+    round_inputs(op, step, rounded);
+    const int64_t tiles = (op.size[0] + ROWS - 1) / ROWS;
+#pragma omp parallel for num_threads(step.threads) if (step.threads > 1)
+    for (int64_t tile = 0; tile < tiles; tile += AT_ONCE) {
+        const int64_t end = std::min(tile + AT_ONCE, tiles);
+        int64_t token = 0;
+        for (; token + 8 <= step.tokens; token += 8) multiply_tiles<Bits, 8, 1>(op, step, rounded, token, tile, end);
+        for (; token + 4 <= step.tokens; token += 4) multiply_tiles<Bits, 4, 1>(op, step, rounded, token, tile, end);
+        for (; token + 2 <= step.tokens; token += 2) multiply_tiles<Bits, 2, 2>(op, step, rounded, token, tile, end);
+        for (; token < step.tokens; token++) multiply_tiles<Bits, 1, 4>(op, step, rounded, token, tile, end);
+    }
+}
+
+#endif
+
+// Attention: size is {heads, key-value heads, head width, layer}; the input has queries, keys and values side by side.
+
+// Turn the first heads, which are those of queries and keys.
+void rotate(const Instruction& op, const Step& step) {
+    const int64_t width = op.size[2], half = step.rotated / 2;
+    for (int64_t token = 0; token < step.tokens; token++) {
+        const float *cosine = step.cosine + token * step.rotation_stride, *sine = step.sine + token * step.rotation_stride;
+        for (int64_t head = 0; head < op.size[0] + op.size[1]; head++) {
+            float* vector = row(step, op.input, op.input_offset, token) + head * width;
+#pragma omp simd
+            for (int64_t i = 0; i < half; i++) {
+                const float first = vector[i], second = vector[half + i];
+                vector[i] = first * cosine[i] - second * sine[i];
+                vector[half + i] = second * cosine[half + i] + first * sine[half + i];
+            }
+        }
+    }
+}
+
+// WIDTH is the head's width where it is a usual one, so that loops over it are unrolled, and 0 for any other.
+template <int64_t WIDTH>
+void attend_to_head(const Instruction& op, const Step& step, int64_t token, int64_t shared, float* scores) {
+    const int64_t heads = op.size[0], key_value_heads = op.size[1], width = WIDTH ? WIDTH : op.size[2];
+    const int64_t group = heads / key_value_heads, count = step.counts[token], size = step.block_size;
+    const float *keys = step.keys[op.size[3]] + shared * step.head_stride;
+    const float *values = step.values[op.size[3]] + shared * step.head_stride;
+    const int64_t* blocks = step.blocks + token * step.most_blocks;
+    const float scale = 1.0f / std::sqrt(static_cast<float>(width));
+    for (int64_t own = 0; own < group; own++) {
+        const int64_t head = shared * group + own;
+        const float* query = row(step, op.input, op.input_offset, token) + head * width;
+        float* out = row(step, op.output, op.output_offset, token) + head * width;
+        for (int64_t place = 0; place < count; place++) {
+            const float* key = keys + blocks[place / size] + place % size * width;
+            float product = 0;
+#pragma omp simd reduction(+ : product)
+            for (int64_t i = 0; i < width; i++) product += query[i] * key[i];
+            scores[place] = product * scale;
+        }
+        if (step.mask) {
+            const float* mask = step.mask + token * step.mask_token_stride + head * step.mask_head_stride;
+            for (int64_t place = 0; place < count; place++) scores[place] += mask[place];
+        }
+        float highest = scores[0], sum = 0;
+#pragma omp simd reduction(max : highest)
+        for (int64_t place = 0; place < count; place++) highest = scores[place] > highest ? scores[place] : highest;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t place = 0; place < count; place++) sum += scores[place] = exponential(scores[place] - highest);
+        std::fill_n(out, width, 0.0f);
+        for (int64_t place = 0; place < count; place++) {
+            const float* value = values + blocks[place / size] + place % size * width;
+#pragma omp simd
+            for (int64_t i = 0; i < width; i++) out[i] += scores[place] * value[i];
+        }
+        for (int64_t i = 0; i < width; i++) out[i] /= sum;
+    }
+}
+
+void attend(const Instruction& op, const Step& step) {
+    const int64_t heads = op.size[0], key_value_heads = op.size[1], width = op.size[2];
+    int64_t longest = 0;
+    for (int64_t token = 0; token < step.tokens; token++) {
+        longest = std::max(longest, step.counts[token]);
+        const int64_t last = step.counts[token] - 1;
+        const int64_t at = step.blocks[token * step.most_blocks + last / step.block_size] + last % step.block_size * width;
+        const float* key = row(step, op.input, op.input_offset, token) + heads * width;
+        for (int64_t head = 0; head < key_value_heads; head++) {
+            std::copy_n(key + head * width, width, step.keys[op.size[3]] + head * step.head_stride + at);
+            std::copy_n(key + (key_value_heads + head) * width, width,
+                        step.values[op.size[3]] + head * step.head_stride + at);
+        }
+    }
+#pragma omp parallel for num_threads(step.threads) if (step.threads > 1)
+    for (int64_t pair = 0; pair < step.tokens * key_value_heads; pair++) {
+        thread_local std::vector<float> scores;
+        scores.resize(std::max<size_t>(scores.size(), longest));
+        const int64_t token = pair / key_value_heads, shared = pair % key_value_heads;
+        if (width == 64) attend_to_head<64>(op, step, token, shared, scores.data());
+        else if (width == 128) attend_to_head<128>(op, step, token, shared, scores.data());
+        else attend_to_head<0>(op, step, token, shared, scores.data());
+    }
+}
+
+// Activations: size is {width, activation, whether the input has a gate and then an inner vector}.
+
+inline float silu(float x) { return x / (1.0f + exponential(-x)); }
+inline float relu(float x) { return x < 0 ? 0.0f : x; }
+inline float gelu(float x) { return 0.5f * x * (1.0f + std::erf(x * 0.707106781f)); }
+inline float gelu_tanh(float x) {
+    // (1 + tanh(y)) / 2 is 1 / (1 + exp(-2y)).
+    return x / (1.0f + exponential(-1.59576912f * (x + 0.044715f * x * x * x)));
+}
+
+template <float (*FUNCTION)(float)>
+void activate_by(const Instruction& op, const Step& step) {
+    const int64_t width = op.size[0];
+    for (int64_t token = 0; token < step.tokens; token++) {
+        const float* in = row(step, op.input, op.input_offset, token);
+        float* out = row(step, op.output, op.output_offset, token);
+        if (op.size[2]) {
+#pragma omp simd
+            for (int64_t i = 0; i < width; i++) out[i] = FUNCTION(in[i]) * in[width + i];
+        } else {
+#pragma omp simd
+            for (int64_t i = 0; i < width; i++) out[i] = FUNCTION(in[i]);
+        }
+    }
+}
+
+void activate(const Instruction& op, const Step& step) {
+    constexpr void (*BY[])(const Instruction&, const Step&) = {activate_by<silu>, activate_by<relu>, activate_by<gelu>,
+                                                              activate_by<gelu_tanh>};
+    BY[op.size[1]](op, step);
+}
+
+}  // namespace
+
+// Whether weights in few bits can be multiplied here.
+extern "C" int64_t few_bits() {
+#ifdef __AVX512BF16__
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+extern "C" void run(const Instruction* instructions, int64_t count, const Step* step) {
+    constexpr void (*KINDS[])(const Instruction&, const Step&) = {
+        rms_norm, layer_norm, linear<multiply_rows<4>, multiply_rows<1>>, linear<multiply_columns<4>, multiply_columns<1>>,
+        rotate, attend, activate,
+#ifdef __AVX512BF16__
+        linear_few_bits<Bits4>, linear_few_bits<Bits8>,
+#endif
+    };
+    for (int64_t number = 0; number < count; number++) {
+        const Instruction& op = instructions[number];
+        KINDS[op.kind](op, *step);
+    }
+}
