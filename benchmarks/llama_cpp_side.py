@@ -44,8 +44,10 @@ class Side:
         length = len(prompts[0])
         seconds, first = [], []
         began = time.perf_counter()
-        latest = [self._decode([(row, place, token, place == length - 1) for place, token in enumerate(prompt)])[0]
-                  for row, prompt in enumerate(prompts)]
+        latest = [
+            self._decode([(row, place, token, place == length - 1) for place, token in enumerate(prompt)])[0]
+            for row, prompt in enumerate(prompts)
+        ]
         for step in range(new_tokens):
             if step:
                 latest = self._decode([(row, length + step - 1, token, True) for row, token in enumerate(latest)])

@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -16,7 +17,7 @@ from allyouneed import catalog
 if TYPE_CHECKING:
     from allyouneed.evidence import Experiment, Run
     from allyouneed.hub import StoredModel
-    from allyouneed.text import ChatModel, Tokenizer
+    from allyouneed.text import LocalChat, Tokenizer
     from allyouneed.text.terminal import Terminal
 
 app = typer.Typer(
@@ -30,6 +31,8 @@ console = Console(highlight=False)
 
 # Small enough to answer at reading speed on one core, and free to be had.
 _CHAT_MODEL = "smollm2-135m-instruct"
+
+_COMPILE = "Compute tokens by compiled code: faster, where there is a C++ compiler; its work is kept."
 
 PaperName = Annotated[str, typer.Argument(metavar="PAPER", help="Its number, room or alias: 19, alibi.")]
 
@@ -300,6 +303,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help="A first message that says how to answer.")] = None,
     quantize: Annotated[str | None, typer.Option(help="int8 or int4: faster, in less memory.")] = None,
     new_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.")] = 512,
+    compile: Annotated[bool, typer.Option("--compile", help=_COMPILE)] = False,
 ) -> None:
     """Talk with a language model: Ctrl-C stops an answer, Ctrl-D leaves. Reads lines where it is fed by a pipe."""
     from allyouneed.text import Sampling
@@ -315,6 +319,8 @@ def chat(
         _fail(error)
     terminal = Terminal()
     chatting = _open_chat(model, quantize, terminal)
+    if compile:
+        _compile(chatting.model, terminal.say)
     terminal.say(f"{model}: Ctrl-C stops an answer, Ctrl-D leaves.")
     if model == _CHAT_MODEL:
         terminal.say(
@@ -342,6 +348,7 @@ def serve(
     seconds: Annotated[float, typer.Option(help="The longest that a request may take.")] = 300.0,
     speculate: Annotated[str | None, typer.Option(help="ngram: propose what followed the same words before.")] = None,
     threads: Annotated[int, typer.Option(help="Of the model's computations.")] = 1,
+    compile: Annotated[bool, typer.Option("--compile", help=_COMPILE)] = False,
 ) -> None:
     """Serve a language model on this machine, as OpenAI's API does: chats and completions, also as streams."""
     try:
@@ -371,6 +378,8 @@ def serve(
         say(f"loading {model} …")
         stored = open_model(model)
         loaded, tokenizer, variables, stop = _load(stored, quantize)
+        if compile:
+            _compile(loaded, say)
         serve_model(
             loaded,
             tokenizer,
@@ -396,7 +405,14 @@ def _load(stored: "StoredModel", quantize: str | None) -> tuple[Any, "Tokenizer"
     return loaded, tokenizer, dict(tokenizer.special_tokens_map), list(end_tokens(loaded, tokenizer))
 
 
-def _open_chat(name: str, quantize: str | None, terminal: "Terminal") -> "ChatModel":
+def _compile(model: Any, say: Callable[[str], object]) -> None:
+    """Let a model compute single tokens by compiled code where that can be, and say what came of it."""
+    from allyouneed.nn import compile_decoder
+
+    say(str(compile_decoder(model)))
+
+
+def _open_chat(name: str, quantize: str | None, terminal: "Terminal") -> "LocalChat":
     """Load a model with its tokenizer and chat template."""
     from allyouneed.data import AssetError
     from allyouneed.hub import open_model

@@ -1,5 +1,6 @@
 """The engine: texts are what they are alone, whoever else is served, and no block is ever lost."""
 
+import copy
 import random
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -22,6 +23,7 @@ from allyouneed.nn import (
     RotaryPositions,
     YarnScaling,
     arrange_for_inference,
+    compile_decoder,
     quantize_int8,
 )
 from allyouneed.papers.alibi import ALiBi
@@ -71,6 +73,7 @@ def gpt2() -> GPT2:
     return GPT2(GPT2Config(vocabulary=VOCABULARY, positions=200, width=32, layers=2, heads=4)).eval()
 
 
+<<<<<<< HEAD
 def windows() -> Qwen2:
     """Biases, and windows of a block and more or less in some of the layers."""
     torch.manual_seed(0)
@@ -87,6 +90,24 @@ def norms() -> Qwen3:
 
 
 MODELS = {"llama": llama, "alibi": with_alibi, "gpt2": gpt2, "windows": windows, "norms": norms}
+=======
+def compiled(model: Any) -> Any:
+    own = copy.deepcopy(model)
+    outcome = compile_decoder(own)
+    if outcome.reason is not None and ("compiler" in outcome.reason or "AVX-512" in outcome.reason):
+        pytest.skip(outcome.reason)
+    assert outcome.reason is None, outcome
+    return own
+
+
+MODELS = {
+    "llama": llama,
+    "alibi": with_alibi,
+    "gpt2": gpt2,
+    "compiled llama": lambda: compiled(llama()),
+    "compiled gpt2": lambda: compiled(gpt2()),
+}
+>>>>>>> 438a305 (wip)
 
 
 def prompts(count: int, longest: int = 60, seed: int = 0) -> list[list[int]]:
@@ -184,6 +205,17 @@ class TestPass:
         assert together == [by_itself.generate([row], new_tokens=10, sampling=GREEDY)[0] for row in rows]
         with pytest.raises(ValueError, match="at most 31"):
             Engine(model, limits=Limits(max_num_sequences=8, max_batched_tokens=64))
+
+    def test_compiled_quantised_layers_give_the_same_bits_too(self) -> None:
+        torch.manual_seed(0)
+        config = LlamaConfig(VOCABULARY, 32, 2, 4, 64, context=100, initial_deviation=0.3)
+        model = compiled(quantize_int8(Llama(config).eval()))
+        rows = prompts(8, 20)
+        together = Engine(model, limits=Limits(max_num_sequences=8, max_batched_tokens=200))
+        by_itself = Engine(model, limits=Limits(max_num_sequences=1, max_batched_tokens=2), sharing=False)
+        expected = [by_itself.generate([row], new_tokens=10, sampling=GREEDY)[0] for row in rows]
+        assert together.generate(rows, new_tokens=10, sampling=GREEDY) == expected
+        assert expected == [generate(model, [row], new_tokens=10, sampling=GREEDY)[0] for row in rows]
 
     def test_nothing_is_read_from_blocks_that_were_another_texts(self) -> None:
         """Not even as zero times infinity."""

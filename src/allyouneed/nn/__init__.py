@@ -23,6 +23,7 @@ from .attending import AttendingCache
 from .attention import Attention, AttentionPattern, attention_pattern, fused_attention
 from .blocks import Block, PostNorm, PreNorm
 from .cache import KeyValueCache, LayerCache, WindowCache
+from .compiled import Compilation, compile_decoder
 from .decoder import Decoder
 from .encoder import Encoder
 from .encoder_decoder import CrossBlock, CrossCache, EncoderDecoder
@@ -52,6 +53,7 @@ __all__ = [
     "Attention",
     "AttentionPattern",
     "Block",
+    "Compilation",
     "CrossBlock",
     "CrossCache",
     "Decoder",
@@ -87,6 +89,7 @@ __all__ = [
     "YarnScaling",
     "arrange_for_inference",
     "attention_pattern",
+    "compile_decoder",
     "fused_attention",
     "initialise_xavier",
     "join_projections",

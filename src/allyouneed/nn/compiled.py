@@ -18,6 +18,7 @@ from .attention import AttentionPattern
 from .cache import KeyValueCache, LayerCache
 from .compiler import CompilerError, compiled
 from .decoder import Decoder
+from .inference import arrange_for_inference
 from .instructions import Step, buffers, run
 from .positions import Rotation
 from .program import Program, UnknownPartError, Writer
@@ -55,7 +56,7 @@ def compile_decoder(model: Any) -> Compilation:
     if model.compiled is not None and model.compiled.is_current():
         return Compilation()
     try:
-        writer = Writer(model)
+        writer = Writer(arrange_for_inference(model))
         built = compiled()
         for module in model.modules():
             if isinstance(module, QuantizedLinear):
@@ -120,9 +121,9 @@ class CompiledBlocks:
         keys, values = ([pair[place].data_ptr() for pair in stored] for place in range(2))
         return self._run(hidden[:, 0], step, pattern.rotation, keys, values, blocks, counts)[:, None]
 
-    def takes_paged(self, hidden: Float[Tensor, "tokens width"]) -> bool:
-        """Tell whether `paged` may be called."""
-        return self._is_usual(hidden) and self.is_current()
+    def takes_paged(self, store: Float[Tensor, "layers 2 key_value_heads slots head_width"]) -> bool:
+        """Tell whether `paged` may be called, with this store."""
+        return self._is_usual(store) and self.is_current()
 
     def paged(
         self,

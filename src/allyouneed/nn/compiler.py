@@ -59,7 +59,9 @@ def compiled() -> Compiled:
     compiler = find_compiler()
     if compiler is None:
         named = os.environ.get("CXX")
-        raise CompilerError(f"there is no C++ compiler {named}" if named else "there is no C++ compiler: g++ or clang++")
+        raise CompilerError(
+            f"there is no C++ compiler {named}" if named else "there is no C++ compiler: g++ or clang++"
+        )
     folder, seconds = _folder(), 0.0
     path = folder / f"decode-{_digest(compiler)}.so"
     if not _is_own(path):

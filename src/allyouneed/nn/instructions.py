@@ -108,7 +108,9 @@ class Tiles:
         zero: Float[Tensor, "rows groups"] | None = None,
     ):
         if not compiled().library.few_bits():
-            raise CompilerError("this processor has no AVX-512 for bfloat16, by which weights in few bits are multiplied")
+            raise CompilerError(
+                "this processor has no AVX-512 for bfloat16, by which weights in few bits are multiplied"
+            )
         rows, groups = scale.shape
         tiles = -(-rows // ROWS)
         parts = [scale] if zero is None else [scale, zero]
@@ -121,9 +123,8 @@ class Tiles:
             own = self.weights[start // ROWS : -(-some.stop // ROWS)]
             # The integers of two columns of all rows lie side by side, then those of the next two.
             pairs = _whole_tiles(integers(some)).unflatten(2, (groups, ROWS, 2)).permute(0, 2, 3, 1, 4)
-            own[:, :, :integer_bytes] = (_joined(pairs) if zero is not None else pairs).reshape(len(own), groups, -1).view(
-                torch.uint8
-            )
+            joined = pairs if zero is None else _joined(pairs)
+            own[:, :, :integer_bytes] = joined.reshape(len(own), groups, -1).view(torch.uint8)
             for place, part in enumerate(parts):
                 at = integer_bytes + 2 * ROWS * place
                 numbers = _whole_tiles(part[some].to(torch.bfloat16)).transpose(1, 2).contiguous()
@@ -155,7 +156,7 @@ def _whole_tiles(numbers: Tensor) -> Tensor:
     return numbers.unflatten(0, (-1, ROWS))
 
 
-def _joined(pairs: Int[Tensor, "tiles groups 16 rows 2"]) -> Int[Tensor, "tiles groups 4 rows 2"]:
+def _joined(pairs: UInt8[Tensor, "tiles groups 16 rows 2"]) -> Int[Tensor, "tiles groups 4 rows 2"]:
     """Join four integers of 4 bits to one of 16, the first in the lowest bits."""
     four = pairs.unflatten(2, (4, 4)).to(torch.int32)
     joined = four[:, :, :, 0] | four[:, :, :, 1] << 4 | four[:, :, :, 2] << 8 | four[:, :, :, 3] << 12

@@ -11,7 +11,7 @@ torch's kernel for 8 bits, which has one scale for a whole row, and here each gr
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,6 @@ _GROUPS = (32, 64, 128, 256)
 # The kernel stores rows in tiles; with so many rows every processor's tiles are full.
 _TILE = 64
 _PACKED_AT_ONCE = 4 * _TILE
-_MANY_FOR_TILES = 128
 
 
 # Looked up once: a look-up takes longer than a conversion.
@@ -59,7 +58,7 @@ class QuantizedLinear(nn.Module):
     """
 
     # From about so many tokens on, dequantising the weights for torch's product of matrices costs less than it saves.
-    many: int
+    many: ClassVar[int]
 
     scale: Tensor
     minimum: Tensor | None
@@ -143,7 +142,6 @@ class QuantizedLinear(nn.Module):
             self._tiles = Tiles(self._integers, scale, zero)
             self._packed = None
             self._scale_and_zero = torch.empty(0)
-            self.many = _MANY_FOR_TILES
         return self._tiles
 
     def _multiplied(self, given: Tensor) -> Tensor:

@@ -79,6 +79,7 @@ def load_chat(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     quantize: Quantization | None = None,
+    compile: bool = False,
 ) -> LocalChat:
     """Load a chat model: a published model with its tokenizer, its chat template and the tokens that end its answers.
 
@@ -87,6 +88,7 @@ def load_chat(
         dtype: as for `load_model`.
         device: as for `load_model`.
         quantize: as for `load_model`.
+        compile: as for `LocalChat`.
 
     Raises:
         ValueError: a checkpoint without a chat template, or one whose template has a mistake.
@@ -97,7 +99,7 @@ def load_chat(
     if stored.chat_template is None:
         raise ValueError(f"{stored.source} has no chat template: it was not made for conversations")
     model, tokenizer = load_opened(stored, dtype=dtype, device=device, quantize=quantize)
-    return LocalChat(cast(LanguageModel, model), tokenizer)
+    return LocalChat(cast(LanguageModel, model), tokenizer, compile=compile)
 
 
 def load_batch(

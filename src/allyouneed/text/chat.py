@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from .chat_template import ChatTemplate, Message
 from .constraints import Grammar
-from .generation import LanguageModel, continuations
+from .generation import LanguageModel, compile_or_warn, continuations
 from .generation_config import end_tokens
 from .sampling import Sampling
 from .streaming import TextStream
@@ -56,6 +56,7 @@ class LocalChat:
         stop: tokens that end an answer, besides those that the model and its tokenizer state as ends, and the one that
             the template writes after an answer.
         variables: what the template may use besides the messages and special tokens' names, as for `ChatTemplate`.
+        compile: whether single tokens are computed by compiled code, as in `generate`.
 
     Attributes:
         stop: all tokens that end an answer.
@@ -73,7 +74,10 @@ class LocalChat:
         *,
         stop: Collection[int] = (),
         variables: Mapping[str, str] | None = None,
+        compile: bool = False,
     ):
+        if compile:
+            compile_or_warn(model)
         self.model = model
         self.tokenizer = tokenizer
         template = getattr(model, "chat_template", None) if template is None else template

@@ -1,6 +1,11 @@
 """Continuing prompts with a causal language model, several at a time, each as if it were alone."""
 
+<<<<<<< HEAD
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+=======
+import warnings
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+>>>>>>> 438a305 (wip)
 from contextlib import closing, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,7 +14,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+<<<<<<< HEAD
 from .constraints import Constraint, constrained
+=======
+from allyouneed.nn import compile_decoder
+
+>>>>>>> 438a305 (wip)
 from .sampling import Sampling, sample
 
 
@@ -63,7 +73,11 @@ def generate(
     seed: int = 0,
     use_cache: bool = True,
     prefill_chunk: int | None = None,
+<<<<<<< HEAD
     constraints: Sequence[Constraint | None] | None = None,
+=======
+    compile: bool = False,
+>>>>>>> 438a305 (wip)
     on_token: Callable[[int, int], object] | None = None,
 ) -> list[list[int]]:
     """Continue each prompt, and return what was added to it.
@@ -88,21 +102,35 @@ def generate(
             result by no more than rounding.
         prefill_chunk: the most tokens of a prompt that are fed at a time, which bounds the memory that a long prompt
             takes; all at once where None. Needs the cache.
+<<<<<<< HEAD
         constraints: what may follow in each row, such as a grammar's; anything where None. They are copied. A row ends
             where its constraint says that nothing may follow, and `stop` tokens come only where it says that the row
             may end.
+=======
+        compile: whether single tokens are computed by compiled code from now on, as `nn.compile_decoder` does; a model
+            that it cannot compile is computed as usual, with a warning that says why. Needs the cache.
+>>>>>>> 438a305 (wip)
         on_token: called with the row and the token as soon as one is added. Where it returns True, that token is the
             row's last.
 
     Raises:
         ValueError: no prompts, a prompt of no tokens, of unknown ones, or beyond the model's context with its new
+<<<<<<< HEAD
             tokens, fewer than one new token, a negative seed, chunks of fewer than one token or without a cache,
             constraints not as many as prompts, or what the model refuses, such as more tokens than it has positions
             for.
         ConstraintError: no token may follow in a row.
+=======
+            tokens, fewer than one new token, a negative seed, chunks of fewer than one token, chunks or compiled
+            code without a cache, or what the model refuses, such as more tokens than it has positions for.
+>>>>>>> 438a305 (wip)
     """
     if len(prompts) == 0:
         raise ValueError("there are no prompts: generation needs at least one")
+    if compile and not use_cache:
+        raise ValueError("compile is True and use_cache False: without a cache there are no single tokens to compute")
+    if compile:
+        compile_or_warn(model)
     added: list[list[int]] = [[] for _ in prompts]
     room = max(map(len, prompts)) + new_tokens
     steps = continuations(
@@ -234,6 +262,13 @@ def _continue(
                 fed, present = torch.cat((fed, drawn[:, None]), 1), torch.cat((present, still), 1)
             else:
                 fed, present = drawn[:, None], still
+
+
+def compile_or_warn(model: Any) -> None:
+    """Let a model compute single tokens by compiled code, and warn where that cannot be."""
+    outcome = compile_decoder(model)
+    if outcome.reason is not None:
+        warnings.warn(str(outcome), stacklevel=3)
 
 
 @torch.inference_mode()

@@ -159,6 +159,13 @@ class PagedCache:
             slots += [blocks[place // size] * size + place % size for place in range(start, end)]
         self.plan = _Pass(torch.tensor(slots, device=device), readings, rows, gathers)
 
+    def tables(self, segments: Sequence[Segment]) -> tuple[Int[Tensor, "tokens blocks"], Int[Tensor, " tokens"]]:
+        """Give each token's blocks, and how many tokens it looks at, itself included."""
+        most = max(len(segment.table.blocks) for segment in segments)
+        rows = [own.table.blocks + [0] * (most - len(own.table.blocks)) for own in segments for _ in own.tokens]
+        counts = [own.table.length + place + 1 for own in segments for place in range(len(own.tokens))]
+        return torch.tensor(rows), torch.tensor(counts)
+
     def _masks(
         self, low: int, high: int, keys: int, scheme: PositionScheme
     ) -> list[Float[Tensor, "queries #key_value_heads #groups keys"]]:
@@ -269,9 +276,22 @@ def attention_context(model: Decoder) -> float:
 
 
 def most_tokens(model: Decoder) -> int | None:
-    """Give the most tokens of a pass that quantised linear layers compute alike; None where there are none."""
+    """Give the most tokens of a pass that quantised linear layers compute alike; None where there are none.
+
+    Compiled code computes any number alike.
+    """
+    if model.compiled is not None:
+        return None
     quantised = [module for module in model.modules() if isinstance(module, (Int4Linear, Int8Linear))]
     return min((own.many - 1 for own in quantised if own.kernel == "packed 4-bit"), default=None)
+
+
+def _is_compiled(model: Decoder, cache: PagedCache) -> bool:
+    """Tell whether compiled code computes the layers: it knows no bias between positions."""
+    if model.compiled is None or not model.compiled.takes_paged(cache.store):
+        return False
+    place = torch.zeros(1, dtype=torch.int64, device=cache.store.device)
+    return model.positions.bias(place, place) is None
 
 
 @torch.inference_mode()
@@ -297,15 +317,23 @@ def paged_logits(model: Decoder, cache: PagedCache, segments: Sequence[Segment])
     for segment in segments:
         row += len(segment.tokens)
         wanted += range(row - segment.wanted, row)
-    # Never a single row: see above. What is given for the second is thrown away.
-    twice = 1 + (len(tokens) == 1)
+    compiled = _is_compiled(model, cache)
+    # Never a single row where torch multiplies: see above. What is given for the second is thrown away.
+    twice = 1 + (len(tokens) == 1 and not compiled)
     fed, positions = (torch.tensor(row * twice, device=device)[None] for row in (tokens, places))
-    cache.begin(segments, model.positions)
-    pattern = AttentionPattern(rotation=model.positions.rotation(positions))
+    rotation = model.positions.rotation(positions)
     hidden = model.positions.embed(model.embedding(fed) * model.embedding_scale, positions)
-    for block, layer in zip(model.blocks, cache.layers, strict=True):
-        hidden = block(hidden, pattern, cache=layer)
+    if compiled:
+        hidden = model.compiled.paged(hidden[0], rotation, cache.store, *cache.tables(segments), cache.pool.size)[None]
+    else:
+        cache.begin(segments, model.positions)
+        pattern = AttentionPattern(rotation=rotation)
+        for block, layer in zip(model.blocks, cache.layers, strict=True):
+            hidden = block(hidden, pattern, cache=layer)
     if not wanted:
         return [hidden.new_empty(0, 1) for _ in segments]
-    last = hidden[0, wanted * (1 + (len(wanted) == 1))]
-    return list(model.logits(model.norm(last))[: len(wanted)].split([segment.wanted for segment in segments]))
+    last = model.norm(hidden[0, wanted * (1 + (len(wanted) == 1))])
+    # A quantised head computes only so many tokens alike.
+    most = model.head.many - 1 if compiled and isinstance(model.head, (Int4Linear, Int8Linear)) else len(last)
+    logits = torch.cat([model.logits(some) for some in last.split(most)])
+    return list(logits[: len(wanted)].split([segment.wanted for segment in segments]))
