@@ -1,4 +1,4 @@
-"""The side of llama.cpp in `generation.py`: a process that continues prompts on request, and says how long each step took.
+"""The side of llama.cpp in `generation.py`: a process that continues prompts, and says how long each step took.
 
 It runs in a Python that has `llama-cpp-python`, which need not be the one that has this library. Requests are lines of
 JSON on the standard input, `{"prompts": [[token, ...], ...], "new_tokens": N}`; answers are lines with the seconds from

@@ -3,7 +3,7 @@
 Where a model continues a text it computes a token at a time, and hundreds of small operations, each called from Python,
 take about as long as reading the weights. `compile_decoder` writes the layers down as a list of instructions for
 `decode.cpp` once, and from then on each step is one call. Prompts and all that the instructions do not know
-go the usual way. Results are the same but for rounding in 32 bits.
+go the usual way. With weights in 32 bits results are the same but for rounding there.
 """
 
 import ctypes
@@ -47,9 +47,12 @@ def compile_decoder(model: Any) -> Compilation:
     """Let a model compute single tokens by compiled code, in place, and say what came of it.
 
     What is compiled is the layers of decoders whose blocks are of this library's attention, feed-forward layers and
-    norms, with weights in 32, 8 or 4 bits on a CPU. Any other model is left as it is; so it is where there is no C++ compiler.
-    Weights in few bits are copied into the layout that the compiled code reads, in place of the copy that torch's
-    kernel has read until then. Hooks on parts of the model do not see what the compiled code computes.
+    norms, with weights in 32, 8 or 4 bits on a CPU. Any other model is left as it is, and so are all where there is no
+    C++ compiler. Weights in few bits are copied into the layout that the compiled code reads, in place of the copy that
+    torch's kernel has read until then, and nothing is rounded to bfloat16 any more: results are those of the
+    dequantised weights in 32 bits, which torch's kernel gives only roughly.
+
+    Hooks on parts of the model do not see what the compiled code computes.
     """
     if not isinstance(model, Decoder):
         return Compilation(reason=f"a {type(model).__name__} is no decoder")

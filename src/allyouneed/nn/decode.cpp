@@ -1,10 +1,11 @@
 // The layers of a decoder for a few tokens at a time, as a list of instructions that compiled.py writes.
 //
 // Weights in few bits are laid out in tiles of 16 rows and groups of 32 columns. A group of a tile holds the integers
-// of two columns of all 16 rows side by side, then those of the next two, then each row's scale and zero in bfloat16.
-// Inputs are rounded to bfloat16, integers become bfloat16 exactly, and products are summed in 32 bits, by group; so a
-// weight is worth integer * scale + zero, as in torch's own kernel. Each token's sums are taken in an order of their
-// own, so that its result does not depend, to the last bit, on how many others there are.
+// of two columns of all 16 rows side by side, then those of the next two, then each row's scale and, for 4 bits, minimum,
+// in 16 bits where these hold them exactly. Integers become bfloat16 exactly, inputs are sums of two numbers in bfloat16, and
+// products are summed in 32 bits, by group, then multiplied by the scale: little is rounded that would not be in 32 bits.
+// Each token's sums are taken in an order of their own, so that its result does not depend, to the last bit, on how many
+// others there are.
 
 #ifdef __AVX512BF16__
 #include <immintrin.h>
@@ -203,62 +204,110 @@ void linear(const Instruction& op, const Step& step) {
 
 #ifdef __AVX512BF16__
 
-inline __m512 widened(const uint8_t* stored) {
-    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(stored));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
-
-struct Bits4 {
-    static constexpr int64_t SCALES = ROWS * COLUMNS / 2, BYTES = SCALES + 4 * ROWS;
-    static constexpr bool ZEROS = true;
-    // -8 to 7 in bfloat16, twice, since of an index's bits the fifth is the next integer's.
-    const __m512i table = _mm512_broadcast_i64x4(
-        _mm256_setr_epi16(-16128, -16160, -16192, -16224, -16256, -16320, -16384, -16512, 0, 0x3F80, 0x4000, 0x4040,
-                          0x4080, 0x40A0, 0x40C0, 0x40E0));
-    // Two columns: four pairs of them lie in 64 bytes, each in four bits of every 16.
-    __m512bh pair(const uint8_t* group, int64_t number) const {
-        const __m512i four = _mm512_loadu_si512(group + number / 4 * 64);
-        return (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(four, 4 * (number % 4)), table);
+struct Half {
+    static constexpr int64_t BYTES = 2;
+    static __m512 load(const uint8_t* at) {
+        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
     }
 };
 
-struct Bits8 {
-    static constexpr int64_t SCALES = ROWS * COLUMNS, BYTES = SCALES + 2 * ROWS;
-    static constexpr bool ZEROS = false;
-    __m512bh pair(const uint8_t* group, int64_t number) const {
+struct Single {
+    static constexpr int64_t BYTES = 4;
+    static __m512 load(const uint8_t* at) { return _mm512_loadu_ps(at); }
+};
+
+// The integers from some first one on, in bfloat16, by place.
+struct Table {
+    uint16_t values[32];
+    explicit Table(int first, int period) {
+        for (int i = 0; i < 32; i++) {
+            const float value = static_cast<float>(first + i % period);
+            uint32_t bits;
+            std::memcpy(&bits, &value, 4);
+            values[i] = static_cast<uint16_t>(bits >> 16);
+        }
+    }
+};
+
+// Each gives, of a group of a tile, two columns by number. Four pairs of columns lie in 64 bytes, in four bits of every 16.
+
+struct Bits4 {  // 0 to 15, with a minimum for each group; what 0 stands for.
+    static constexpr int64_t BYTES = ROWS * COLUMNS / 2;
+    static constexpr bool MINIMA = true;
+    static __m512bh pair(const uint8_t* group, int64_t number) {
+        // Twice, since of an index's five bits the fifth is the next integer's.
+        static const Table TABLE(0, 16);
+        const __m512i four = _mm512_loadu_si512(group + number / 4 * 64);
+        const __m512i index = _mm512_srli_epi16(four, 4 * (number % 4));
+        return (__m512bh)_mm512_permutexvar_epi16(index, _mm512_loadu_si512(TABLE.values));
+    }
+};
+
+struct Bits5 {  // -16 to 15: four bits as above, and the fifth of each pair of columns in 4 bytes after them.
+    static constexpr int64_t BYTES = ROWS * COLUMNS / 2 + ROWS * COLUMNS / 8;
+    static constexpr bool MINIMA = false;
+    static __m512bh pair(const uint8_t* group, int64_t number) {
+        static const Table TABLE(-16, 32);
+        uint32_t fifth;
+        std::memcpy(&fifth, group + ROWS * COLUMNS / 2 + 4 * number, 4);
+        const __m512i four = _mm512_loadu_si512(group + number / 4 * 64);
+        __m512i index = _mm512_and_si512(_mm512_srli_epi16(four, 4 * (number % 4)), _mm512_set1_epi16(15));
+        index = _mm512_mask_add_epi16(index, fifth, index, _mm512_set1_epi16(16));
+        return (__m512bh)_mm512_permutexvar_epi16(index, _mm512_loadu_si512(TABLE.values));
+    }
+};
+
+struct Bits8 {  // -128 to 127.
+    static constexpr int64_t BYTES = ROWS * COLUMNS;
+    static constexpr bool MINIMA = false;
+    static __m512bh pair(const uint8_t* group, int64_t number) {
         const __m128i* at = reinterpret_cast<const __m128i*>(group + number * 32);
         const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at)));
         return _mm512_cvtne2ps_pbh(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at + 1))), low);
     }
 };
 
-struct Rounded {  // Inputs in bfloat16, and their sums by group.
-    std::vector<uint16_t> values;
+// Inputs as sums of two numbers in bfloat16, of 16 bits together: those of a group, and then what they lack. And the
+// inputs' sums by group.
+struct Split {
+    std::vector<uint16_t> parts;
     std::vector<float> sums;
 };
 
-void round_inputs(const Instruction& op, const Step& step, Rounded& rounded) {
+void split_inputs(const Instruction& op, const Step& step, Split& split) {
     const int64_t groups = op.size[1] / COLUMNS;
-    rounded.values.resize(step.tokens * op.size[1]);
-    rounded.sums.resize(step.tokens * groups);
+    split.parts.resize(step.tokens * op.size[1] * 2);
+    split.sums.resize(step.tokens * groups);
     for (int64_t token = 0; token < step.tokens; token++)
         for (int64_t group = 0; group < groups; group++) {
             const float* in = row(step, op.input, op.input_offset, token) + group * COLUMNS;
-            uint16_t* out = rounded.values.data() + token * op.size[1] + group * COLUMNS;
-            const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(in + ROWS), _mm512_loadu_ps(in));
-            std::memcpy(out, &both, sizeof both);
-            const uint8_t* stored = reinterpret_cast<const uint8_t*>(out);
-            rounded.sums[token * groups + group] = _mm512_reduce_add_ps(_mm512_add_ps(widened(stored), widened(stored + 32)));
+            uint16_t* out = split.parts.data() + (token * groups + group) * 2 * COLUMNS;
+            const __m512 first = _mm512_loadu_ps(in), second = _mm512_loadu_ps(in + ROWS);
+            const __m512bh high = _mm512_cvtne2ps_pbh(second, first);
+            std::memcpy(out, &high, sizeof high);
+            const auto widened = [out](int64_t from) {
+                const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(out + from));
+                return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+            };
+            const __m512bh low = _mm512_cvtne2ps_pbh(_mm512_sub_ps(second, widened(ROWS)), _mm512_sub_ps(first, widened(0)));
+            std::memcpy(out + COLUMNS, &low, sizeof low);
+            split.sums[token * groups + group] = _mm512_reduce_add_ps(_mm512_add_ps(first, second));
         }
 }
 
+inline __m512bh both(const uint16_t* columns) {
+    int32_t two;
+    std::memcpy(&two, columns, 4);
+    return (__m512bh)_mm512_set1_epi32(two);
+}
+
 // Some tokens and some tiles that follow each other. Four sums at least, since one waits for its last product.
-template <class Bits, int TOKENS, int TILES>
-void multiply(const Instruction& op, const Step& step, const Rounded& rounded, int64_t token, int64_t tile) {
-    const Bits bits;
+template <class Bits, class Scale, int TOKENS, int TILES>
+void multiply(const Instruction& op, const Step& step, const Split& split, int64_t token, int64_t tile) {
+    constexpr int64_t BYTES = Bits::BYTES + ROWS * Scale::BYTES * (1 + Bits::MINIMA);
     const int64_t groups = op.size[1] / COLUMNS;
-    const uint8_t* weights = static_cast<const uint8_t*>(op.data[0]) + tile * groups * Bits::BYTES;
-    const uint16_t* in = rounded.values.data() + token * op.size[1];
+    const uint8_t* weights = static_cast<const uint8_t*>(op.data[0]) + tile * groups * BYTES;
+    const uint16_t* in = split.parts.data() + token * groups * 2 * COLUMNS;
     __m512 sums[TOKENS][TILES];
     for (auto& own : sums) std::fill_n(own, TILES, _mm512_setzero_ps());
     for (int64_t group = 0; group < groups; group++) {
@@ -268,58 +317,55 @@ void multiply(const Instruction& op, const Step& step, const Rounded& rounded, i
         for (int64_t number = 0; number < COLUMNS / 2; number++)
 #pragma GCC unroll 4
             for (int t = 0; t < TILES; t++) {
-                const __m512bh pair = bits.pair(weights + (t * groups + group) * Bits::BYTES, number);
+                const __m512bh pair = Bits::pair(weights + (t * groups + group) * BYTES, number);
 #pragma GCC unroll 8
                 for (int m = 0; m < TOKENS; m++) {
-                    int32_t two;
-                    std::memcpy(&two, in + m * op.size[1] + group * COLUMNS + 2 * number, 4);
-                    products[m][t] = _mm512_dpbf16_ps(products[m][t], pair, (__m512bh)_mm512_set1_epi32(two));
+                    const uint16_t* columns = in + (m * groups + group) * 2 * COLUMNS + 2 * number;
+                    products[m][t] = _mm512_dpbf16_ps(products[m][t], pair, both(columns));
+                    products[m][t] = _mm512_dpbf16_ps(products[m][t], pair, both(columns + COLUMNS));
                 }
             }
         for (int t = 0; t < TILES; t++) {
-            const uint8_t* scales = weights + (t * groups + group) * Bits::BYTES + Bits::SCALES;
+            const uint8_t* scales = weights + (t * groups + group) * BYTES + Bits::BYTES;
             for (int m = 0; m < TOKENS; m++) {
-                sums[m][t] = _mm512_fmadd_ps(products[m][t], widened(scales), sums[m][t]);
-                if (Bits::ZEROS) {
-                    const __m512 sum = _mm512_set1_ps(rounded.sums[(token + m) * groups + group]);
-                    sums[m][t] = _mm512_fmadd_ps(sum, widened(scales + 2 * ROWS), sums[m][t]);
+                sums[m][t] = _mm512_fmadd_ps(products[m][t], Scale::load(scales), sums[m][t]);
+                if (Bits::MINIMA) {
+                    const __m512 sum = _mm512_set1_ps(split.sums[(token + m) * groups + group]);
+                    sums[m][t] = _mm512_fmadd_ps(sum, Scale::load(scales + ROWS * Scale::BYTES), sums[m][t]);
                 }
             }
         }
     }
     for (int m = 0; m < TOKENS; m++)
         for (int t = 0; t < TILES; t++) {
-            // As torch's kernel gives it.
-            const __m256bh narrow = _mm512_cvtneps_pbh(sums[m][t]);
             float values[ROWS];
-            _mm512_storeu_ps(values, widened(reinterpret_cast<const uint8_t*>(&narrow)));
+            _mm512_storeu_ps(values, sums[m][t]);
             const int64_t from = (tile + t) * ROWS;
             put(op, step, token + m, from, std::min(ROWS, op.size[0] - from), values);
         }
 }
 
-template <class Bits, int TOKENS, int TILES>
-void multiply_tiles(const Instruction& op, const Step& step, const Rounded& rounded, int64_t token, int64_t tile,
+template <class Bits, class Scale, int TOKENS, int TILES>
+void multiply_tiles(const Instruction& op, const Step& step, const Split& split, int64_t token, int64_t tile,
                     int64_t end) {
-    for (; tile + TILES <= end; tile += TILES) multiply<Bits, TOKENS, TILES>(op, step, rounded, token, tile);
-    for (; tile < end; tile++) multiply<Bits, TOKENS, 1>(op, step, rounded, token, tile);
+    for (; tile + TILES <= end; tile += TILES) multiply<Bits, Scale, TOKENS, TILES>(op, step, split, token, tile);
+    for (; tile < end; tile++) multiply<Bits, Scale, TOKENS, 1>(op, step, split, token, tile);
 }
 
-template <class Bits>
+template <class Bits, class Scale>
 void linear_few_bits(const Instruction& op, const Step& step) {
     constexpr int64_t AT_ONCE = 4;
-    thread_local Rounded kept;
-    Rounded& rounded = kept;
-    round_inputs(op, step, rounded);
+    thread_local Split kept;
+    Split& split = kept;
+    split_inputs(op, step, split);
     const int64_t tiles = (op.size[0] + ROWS - 1) / ROWS;
 #pragma omp parallel for num_threads(step.threads) if (step.threads > 1)
     for (int64_t tile = 0; tile < tiles; tile += AT_ONCE) {
         const int64_t end = std::min(tile + AT_ONCE, tiles);
         int64_t token = 0;
-        for (; token + 8 <= step.tokens; token += 8) multiply_tiles<Bits, 8, 1>(op, step, rounded, token, tile, end);
-        for (; token + 4 <= step.tokens; token += 4) multiply_tiles<Bits, 4, 1>(op, step, rounded, token, tile, end);
-        for (; token + 2 <= step.tokens; token += 2) multiply_tiles<Bits, 2, 2>(op, step, rounded, token, tile, end);
-        for (; token < step.tokens; token++) multiply_tiles<Bits, 1, 4>(op, step, rounded, token, tile, end);
+        for (; token + 8 <= step.tokens; token += 8) multiply_tiles<Bits, Scale, 8, 1>(op, step, split, token, tile, end);
+        for (; token + 4 <= step.tokens; token += 4) multiply_tiles<Bits, Scale, 4, 1>(op, step, split, token, tile, end);
+        for (; token < step.tokens; token++) multiply_tiles<Bits, Scale, 1, 4>(op, step, split, token, tile, end);
     }
 }
 
@@ -456,7 +502,8 @@ extern "C" void run(const Instruction* instructions, int64_t count, const Step* 
         rms_norm, layer_norm, linear<multiply_rows<4>, multiply_rows<1>>, linear<multiply_columns<4>, multiply_columns<1>>,
         rotate, attend, activate,
 #ifdef __AVX512BF16__
-        linear_few_bits<Bits4>, linear_few_bits<Bits8>,
+        linear_few_bits<Bits4, Half>, linear_few_bits<Bits4, Single>, linear_few_bits<Bits5, Half>,
+        linear_few_bits<Bits8, Half>, linear_few_bits<Bits8, Single>,
 #endif
     };
     for (int64_t number = 0; number < count; number++) {

@@ -1,4 +1,4 @@
-"""What the compiled code is told: instructions, the buffers that they work on, and weights in tiles. See `decode.cpp`."""
+"""What the compiled code is told: instructions, their buffers, and weights in tiles; see `decode.cpp`."""
 
 import ctypes
 from collections.abc import Callable, Sequence
@@ -30,7 +30,10 @@ class Kind(IntEnum):
     ATTEND = 5
     ACTIVATE = 6
     LINEAR_4_BITS = 7
-    LINEAR_8_BITS = 8
+    LINEAR_4_BITS_WIDE_SCALES = 8
+    LINEAR_5_BITS = 9
+    LINEAR_8_BITS = 10
+    LINEAR_8_BITS_WIDE_SCALES = 11
 
 
 class Instruction(ctypes.Structure):
@@ -90,12 +93,14 @@ def buffers(tensors: Sequence[Float[Tensor, "tokens _"]]) -> "ctypes.Array[Buffe
 
 
 class Tiles:
-    """A linear layer's weights in few bits, as the compiled code reads them.
+    """A linear layer's weights in few bits, as the compiled code reads them: integer · scale + minimum, exactly.
+
+    Integers from -16 to 15, as those of GGUF's Q5_0, take 5 bits, wider ones 8.
 
     Args:
-        integers: gives those of some rows: from -128 to 127 where weights have 8 bits, from 0 to 15 where they have 4.
+        integers: gives those of some rows: with a minimum from 0 to 15, else from -128 to 127.
         scale: of each group of 32 columns.
-        zero: of each group: what an integer in the middle, 8 of 0 to 15, stands for; for 4 bits alone.
+        minimum: of each group; where there is one, weights have 4 bits.
 
     Raises:
         CompilerError: no compiler, or a processor without AVX-512 for bfloat16.
@@ -105,7 +110,7 @@ class Tiles:
         self,
         integers: Callable[[slice], Int8[Tensor, "some columns"] | UInt8[Tensor, "some columns"]],
         scale: Float[Tensor, "rows groups"],
-        zero: Float[Tensor, "rows groups"] | None = None,
+        minimum: Float[Tensor, "rows groups"] | None = None,
     ):
         if not compiled().library.few_bits():
             raise CompilerError(
@@ -113,38 +118,52 @@ class Tiles:
             )
         rows, groups = scale.shape
         tiles = -(-rows // ROWS)
-        parts = [scale] if zero is None else [scale, zero]
-        integer_bytes = ROWS * COLUMNS // (1 if zero is None else 2)
-        self.kind = Kind.LINEAR_8_BITS if zero is None else Kind.LINEAR_4_BITS
+        parts = [scale] if minimum is None else [scale, minimum]
+        every = [slice(start, min(start + _AT_ONCE, rows)) for start in range(0, rows, _AT_ONCE)]
+        narrow = all(torch.equal(part.half().double(), part.double()) for part in parts)
+        if minimum is not None:
+            kind, lay, integer_bytes = Kind.LINEAR_4_BITS, _four_bits, ROWS * COLUMNS // 2
+        elif narrow and all(bool(((own := integers(some)) >= -16).all() and (own < 16).all()) for some in every):
+            kind, lay, integer_bytes = Kind.LINEAR_5_BITS, _five_bits, ROWS * COLUMNS // 8 * 5
+        else:
+            kind, lay, integer_bytes = Kind.LINEAR_8_BITS, _eight_bits, ROWS * COLUMNS
+        self.kind = Kind(kind + (not narrow))
         self.rows, self.columns = rows, groups * COLUMNS
-        self.weights = torch.zeros(tiles, groups, integer_bytes + 2 * ROWS * len(parts), dtype=torch.uint8)
-        for start in range(0, rows, _AT_ONCE):
-            some = slice(start, min(start + _AT_ONCE, rows))
-            own = self.weights[start // ROWS : -(-some.stop // ROWS)]
+        scale_bytes = ROWS * (2 if narrow else 4)
+        self.weights = torch.zeros(tiles, groups, integer_bytes + scale_bytes * len(parts), dtype=torch.uint8)
+        for some in every:
+            own = self.weights[some.start // ROWS : -(-some.stop // ROWS)]
             # The integers of two columns of all rows lie side by side, then those of the next two.
-            pairs = _whole_tiles(integers(some)).unflatten(2, (groups, ROWS, 2)).permute(0, 2, 3, 1, 4)
-            joined = pairs if zero is None else _joined(pairs)
-            own[:, :, :integer_bytes] = joined.reshape(len(own), groups, -1).view(torch.uint8)
+            pairs = _whole_tiles(integers(some)).unflatten(2, (groups, COLUMNS // 2, 2)).permute(0, 2, 3, 1, 4)
+            own[:, :, :integer_bytes] = lay(pairs.flatten(3))
             for place, part in enumerate(parts):
-                at = integer_bytes + 2 * ROWS * place
-                numbers = _whole_tiles(part[some].to(torch.bfloat16)).transpose(1, 2).contiguous()
-                own[:, :, at : at + 2 * ROWS] = numbers.view(torch.uint8)
+                at = integer_bytes + scale_bytes * place
+                numbers = _whole_tiles(part[some].half() if narrow else part[some].float()).transpose(1, 2).contiguous()
+                own[:, :, at : at + scale_bytes] = numbers.view(torch.uint8)
 
     def __deepcopy__(self, memo: object) -> "Tiles":
         # Never changed.
         return self
 
-    def instruction(self, source: int, offset: int, target: int, target_offset: int, *, add: bool) -> Instruction:
-        """Multiply what is in one buffer, and put the result into another."""
+    def instruction(
+        self,
+        source: tuple[int, int],
+        target: tuple[int, int],
+        *,
+        bias: Float[Tensor, " rows"] | None = None,
+        add: bool = False,
+    ) -> Instruction:
+        """Multiply what is in one buffer and add a bias; put the result into another, or add it to what is there."""
         size = (self.rows, self.columns, int(add), 0)
-        return Instruction(self.kind, source, offset, target, target_offset, size, (self.weights.data_ptr(), None), 0.0)
+        data = (self.weights.data_ptr(), None if bias is None else bias.data_ptr())
+        return Instruction(self.kind, *source, *target, size, data, 0.0)
 
     def __call__(self, hidden: Float[Tensor, "tokens columns"]) -> Float[Tensor, "tokens rows"]:
-        """Multiply vectors in 32 bits; the products are rounded to bfloat16."""
+        """Multiply vectors in 32 bits."""
         hidden = hidden.contiguous()
         mapped = hidden.new_empty(len(hidden), self.rows)
         step = Step(tokens=len(hidden), buffers=buffers((hidden, mapped)))
-        run((Instruction * 1)(self.instruction(0, 0, 1, 0, add=False)), step)
+        run((Instruction * 1)(self.instruction((0, 0), (1, 0))), step)
         return mapped
 
 
@@ -156,8 +175,21 @@ def _whole_tiles(numbers: Tensor) -> Tensor:
     return numbers.unflatten(0, (-1, ROWS))
 
 
-def _joined(pairs: UInt8[Tensor, "tiles groups 16 rows 2"]) -> Int[Tensor, "tiles groups 4 rows 2"]:
-    """Join four integers of 4 bits to one of 16, the first in the lowest bits."""
+_Pairs = Int[Tensor, "tiles groups 16 32"] | UInt8[Tensor, "tiles groups 16 32"]
+
+
+def _eight_bits(pairs: _Pairs) -> UInt8[Tensor, "tiles groups 512"]:
+    return pairs.flatten(2).contiguous().view(torch.uint8)
+
+
+def _four_bits(pairs: _Pairs) -> UInt8[Tensor, "tiles groups 256"]:
+    """Join the integers of four pairs of columns to 16 bits, the first in the lowest."""
     four = pairs.unflatten(2, (4, 4)).to(torch.int32)
     joined = four[:, :, :, 0] | four[:, :, :, 1] << 4 | four[:, :, :, 2] << 8 | four[:, :, :, 3] << 12
-    return joined.to(torch.int16)
+    return joined.to(torch.int16).flatten(2).view(torch.uint8)
+
+
+def _five_bits(pairs: _Pairs) -> UInt8[Tensor, "tiles groups 320"]:
+    above = pairs.to(torch.int16) + 16
+    fifth = ((above >> 4) << torch.arange(8, dtype=torch.int16).repeat(4)).unflatten(3, (4, 8)).sum(4)
+    return torch.cat((_four_bits(above & 15), fifth.to(torch.uint8).flatten(2)), 2)

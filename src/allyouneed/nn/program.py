@@ -34,6 +34,7 @@ class Program:
         widths: of the buffers that they use; the first is the residual stream.
         key_value_heads: of each attention layer.
         head_width: of each head.
+        kept: tensors that they read and that nothing else may hold.
         sources: modules, with names and addresses of the parameters that are read where they lie.
     """
 
@@ -41,6 +42,7 @@ class Program:
     widths: tuple[int, ...]
     key_value_heads: int
     head_width: int
+    kept: tuple[Tensor | None, ...]
     sources: tuple[tuple[nn.Module, str, int], ...]
 
 
@@ -84,6 +86,7 @@ class Writer:
         self._written: list[Callable[[], Instruction]] = []
         self._sources: list[tuple[nn.Module, str]] = []
         self._heads: set[tuple[int, int]] = set()
+        self._kept: list[Tensor | None] = []
         for number, block in enumerate(decoder.blocks):
             self._block(f"blocks.{number}", block, number)
         if len(self._heads) > 1:
@@ -98,6 +101,7 @@ class Writer:
             tuple(width for _, width in self._buffers),
             key_value_heads,
             head_width,
+            tuple(self._kept),
             tuple((module, name, module._parameters[name].data_ptr()) for module, name in self._sources),  # pyright: ignore[reportOptionalMemberAccess]
         )
 
@@ -163,7 +167,10 @@ class Writer:
     def _linear(self, path: str, linear: Any, source: _Place, target: _Place, *, add: bool = False) -> None:
         _expect(path, linear, nn.Linear, InferenceLinear, Int4Linear, Int8Linear)
         if isinstance(linear, (Int4Linear, Int8Linear)):
-            self._written.append(lambda: linear.use_tiles().instruction(*source, *target, add=add))
+            # In 32 bits, contiguous, and for as long as the instructions.
+            bias = None if linear.bias is None else linear.bias.float().contiguous()
+            self._kept.append(bias)
+            self._written.append(lambda: linear.use_tiles().instruction(source, target, bias=bias, add=add))
             return
         by_rows = linear.weight.is_contiguous()
         if not by_rows and not linear.weight.t().is_contiguous():

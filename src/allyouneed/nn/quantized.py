@@ -89,7 +89,7 @@ class QuantizedLinear(nn.Module):
 
     @property
     def kernel(self) -> Kernel:
-        """What multiplies few tokens: compiled code after `use_tiles`, the packed kernel where this processor has it."""
+        """What multiplies few tokens: compiled code after `use_tiles`, else the packed kernel where there is one."""
         if self._tiles is not None:
             return "compiled"
         return "dequantised" if self._packed is None else "packed 4-bit"
@@ -110,43 +110,45 @@ class QuantizedLinear(nn.Module):
     def forward(self, hidden: Float[Tensor, "... columns"]) -> Float[Tensor, "... rows"]:
         """Map each vector, in the precision in which it came."""
         tokens = hidden.numel() // self.in_features
-        needs_gradient = hidden.requires_grad and torch.is_grad_enabled()
-        without = self._packed is None and self._tiles is None
-        if without or not 0 < tokens < self.many or hidden.device.type != "cpu" or needs_gradient:
+        few = 0 < tokens < self.many and hidden.device.type == "cpu"
+        if not few or self.kernel == "dequantised" or (hidden.requires_grad and torch.is_grad_enabled()):
             return self._dequantised(hidden)
+        if self._tiles is not None:
+            mapped = self._tiles(hidden.reshape(tokens, self.in_features).float()).to(hidden.dtype)
+            mapped = mapped.view(*hidden.shape[:-1], self.out_features)
+            return self._with_bias(mapped) if self._has_bias else mapped
         given = hidden.bfloat16().reshape(tokens, self.in_features).contiguous()
         mapped = self._multiplied(given).to(hidden.dtype).view(*hidden.shape[:-1], self.out_features)
         return self._with_bias(mapped) if self._has_bias else mapped
 
     def single(self, vector: Float[Tensor, " columns"]) -> Float[Tensor, " rows"]:
-        """Map one vector by the packed kernel and leave the result in bfloat16, as the kernel gives it.
+        """Map one vector and leave the result as the kernel gives it, which is in bfloat16 where it is the packed one.
 
-        For callers who have made sure that the kernel is the packed one, and that there is no bias and no gradient.
+        For callers who have made sure that few tokens have a kernel, and that there is no bias and no gradient.
         """
+        if self._tiles is not None:
+            return self._tiles(vector[None])[0]
         return self._multiplied(vector.bfloat16().view(1, -1)).view(-1)
 
     def use_tiles(self) -> Tiles:
         """Let compiled code multiply few tokens from now on, in place of torch's kernel, whose copy is dropped.
 
-        Scales and zeros are rounded as for that kernel, and so is what is multiplied.
+        Nothing is rounded to bfloat16 then.
 
         Raises:
             CompilerError: no compiler, or a processor that the compiled code is not for.
         """
         if self._tiles is None:
-            scale, zero = (
+            parts = [
                 None if part is None else part.repeat_interleave(self.group // COLUMNS, 1)
-                for part in (self.scale, self._zero())
-            )
-            assert scale is not None
-            self._tiles = Tiles(self._integers, scale, zero)
+                for part in (self.scale, self._lowest())
+            ]
+            self._tiles = Tiles(self._integers, *parts)  # pyright: ignore[reportArgumentType]
             self._packed = None
             self._scale_and_zero = torch.empty(0)
         return self._tiles
 
     def _multiplied(self, given: Tensor) -> Tensor:
-        if self._tiles is not None:
-            return self._tiles(given.float()).bfloat16()
         if self._halves == 2:
             given = torch.cat((given, given), 1)
         mapped = _multiply(given, self._packed, self.group, self._scale_and_zero)
@@ -201,8 +203,8 @@ class QuantizedLinear(nn.Module):
     def _integers(self, rows: Tensor | slice) -> Tensor:
         raise NotImplementedError
 
-    def _zero(self) -> Tensor | None:
-        """Give what the integer 8 stands for in each group; None where integers have a sign, and 0 stands for 0."""
+    def _lowest(self) -> Tensor | None:
+        """Give what the integer 0 stands for in each group; None where integers have a sign, and 0 stands for 0."""
         raise NotImplementedError
 
 
@@ -238,16 +240,15 @@ class Int4Linear(QuantizedLinear):
             raise ValueError(f"integer {int(quants.max())} does not fit into 4 bits: they go from 0 to 15")
         # Two to a byte: the first of a pair in the lower half.
         self.register_buffer("quants", quants[:, ::2] | (quants[:, 1::2] << 4))
-        zero = self._zero()
+        lowest = self._lowest()
 
         def whole(rows: slice) -> list[_Half]:
-            return [(quants[rows], scale[rows], zero[rows])]
+            return [(quants[rows], scale[rows], lowest[rows].float() + 8 * scale[rows].float())]
 
         self._pack(whole)
 
-    def _zero(self) -> Tensor:
-        middle = 8 * self.scale.float()
-        return middle if self.minimum is None else self.minimum.float() + middle
+    def _lowest(self) -> Tensor:
+        return torch.zeros_like(self.scale) if self.minimum is None else self.minimum
 
     def _integers(self, rows: Tensor | slice) -> Tensor:
         pairs: Any = self.quants
@@ -317,7 +318,7 @@ class Int8Linear(QuantizedLinear):
 
         self._pack(high_and_low)
 
-    def _zero(self) -> None:
+    def _lowest(self) -> None:
         return None
 
     def _integers(self, rows: Tensor | slice) -> Tensor:
