@@ -54,6 +54,13 @@ def _llama(
     return Decoder(50, width, blocks, positions=RotaryPositions(width // heads, rotated=rotated), norm=RMSNorm(width))
 
 
+def _with_norms(model: Decoder) -> Decoder:
+    for block in model.blocks:
+        layer = block.attention.sublayer
+        layer.query_norm, layer.key_norm = RMSNorm(layer.head_width), RMSNorm(layer.head_width)
+    return model
+
+
 def _gpt2(activation: object = partial(F.gelu, approximate="tanh")) -> Decoder:
     blocks = [
         Block(
@@ -83,6 +90,7 @@ DECODERS = {
     "llama of wide heads": lambda: _llama(width=128, heads=2, shared=1, hidden=130),
     "wider heads": lambda: _llama(width=256, heads=2, shared=2, hidden=64),
     "partly rotated": lambda: _llama(rotated=6),
+    "llama with norms of queries and keys": lambda: _with_norms(_llama(heads=4, shared=2)),
     "gpt-2": _gpt2,
     "exact gelu": lambda: _gpt2(F.gelu),
     "post-norm": lambda: _post_norm(PositionScheme()),
@@ -322,6 +330,7 @@ def test_training_and_gradients_go_the_usual_way() -> None:
         (lambda model: setattr(model.blocks[1].feed_forward, "sublayer", nn.Identity()), "blocks.1.* is a Identity"),
         (lambda model: setattr(model.blocks[2].attention.sublayer, "kernel", torch.matmul), "blocks.2.*kernel"),
         (lambda model: setattr(model.blocks[0].attention.sublayer, "sinks", 4), "blocks.0.* has sinks"),
+        (lambda model: setattr(model.blocks[1].attention.sublayer, "window", 4), "blocks.1.* has a window"),
         (lambda model: setattr(model.blocks[0].feed_forward.sublayer, "activation", torch.tanh), "activation tanh"),
     ],
 )

@@ -55,7 +55,7 @@ _STREAM: _Place = (0, 0)
 _PARTS = {
     Attention: {
         *("heads", "key_value_heads", "head_width", "dropout", "kernel"),
-        *("query", "key", "value", "output", "joint"),
+        *("query", "key", "value", "output", "joint", "query_norm", "key_norm", "window"),
     },
     FeedForward: {"inner", "output", "activation"},
     GatedFeedForward: {"gate", "inner", "output", "activation", "joint"},
@@ -123,17 +123,23 @@ class Writer:
 
     def _norm(self, path: str, norm: Any, target: _Place) -> None:
         _expect(path, norm, RMSNorm, nn.LayerNorm)
+        self._write_norm(path, norm, _STREAM, target, self._width, 1)
+
+    def _write_norm(self, path: str, norm: Any, source: _Place, target: _Place, width: int, count: int) -> None:
+        """Write a norm of some vectors that follow one another."""
+        if norm.weight is None or norm.weight.shape != (width,):
+            raise UnknownPartError(f"{path} has no weight for each of {width} coordinates")
         rms = isinstance(norm, RMSNorm)
-        if norm.weight is None or norm.weight.shape != (self._width,):
-            raise UnknownPartError(f"{path} has no weight for each coordinate")
         data = [self._parameter(path, norm, name) for name in (("weight",) if rms else ("weight", "bias"))]
         kind, epsilon = (Kind.RMS_NORM, norm.epsilon) if rms else (Kind.LAYER_NORM, norm.eps)
-        self._write(kind, _STREAM, target, (self._width, 1), data, epsilon)
+        self._write(kind, source, target, (width, count), data, epsilon)
 
     def _attention(self, number: int, path: str, layer: Any, source: _Place) -> None:
         _expect(path, layer, Attention)
         if layer.kernel is not fused_attention:
             raise UnknownPartError(f"{path} has a kernel of its own")
+        if layer.window is not None:
+            raise UnknownPartError(f"{path} has a window")
         heads, shared, width = layer.heads, layer.key_value_heads, layer.head_width
         self._heads.add((shared, width))
         projected = self._buffer("projected", (heads + 2 * shared) * width)
@@ -142,6 +148,11 @@ class Writer:
         else:
             for name, first in (("query", 0), ("key", heads), ("value", heads + shared)):
                 self._linear(f"{path}.{name}", getattr(layer, name), source, (projected[0], first * width))
+        for name, first, count in (("query_norm", 0, heads), ("key_norm", heads, shared)):
+            if (norm := getattr(layer, name)) is not None:
+                _expect(f"{path}.{name}", norm, RMSNorm)
+                place = (projected[0], first * width)
+                self._write_norm(f"{path}.{name}", norm, place, place, width, count)
         self._write(Kind.ROTATE, projected, projected, (heads, shared, width))
         mixed = self._buffer("mixed", heads * width)
         self._write(Kind.ATTEND, projected, mixed, (heads, shared, width, number))
