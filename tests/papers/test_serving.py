@@ -73,7 +73,6 @@ def gpt2() -> GPT2:
     return GPT2(GPT2Config(vocabulary=VOCABULARY, positions=200, width=32, layers=2, heads=4)).eval()
 
 
-<<<<<<< HEAD
 def windows() -> Qwen2:
     """Biases, and windows of a block and more or less in some of the layers."""
     torch.manual_seed(0)
@@ -89,8 +88,6 @@ def norms() -> Qwen3:
     return Qwen3(QwenConfig(*numbers, 2, context=200, initial_deviation=0.3, head_width=16, scaling=scaling)).eval()
 
 
-MODELS = {"llama": llama, "alibi": with_alibi, "gpt2": gpt2, "windows": windows, "norms": norms}
-=======
 def compiled(model: Any) -> Any:
     own = copy.deepcopy(model)
     outcome = compile_decoder(own)
@@ -104,10 +101,12 @@ MODELS = {
     "llama": llama,
     "alibi": with_alibi,
     "gpt2": gpt2,
+    "windows": windows,
+    "norms": norms,
     "compiled llama": lambda: compiled(llama()),
+    "compiled norms": lambda: compiled(norms()),
     "compiled gpt2": lambda: compiled(gpt2()),
 }
->>>>>>> 438a305 (wip)
 
 
 def prompts(count: int, longest: int = 60, seed: int = 0) -> list[list[int]]:

@@ -1,11 +1,7 @@
 """Continuing prompts with a causal language model, several at a time, each as if it were alone."""
 
-<<<<<<< HEAD
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-=======
 import warnings
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
->>>>>>> 438a305 (wip)
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,12 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-<<<<<<< HEAD
-from .constraints import Constraint, constrained
-=======
 from allyouneed.nn import compile_decoder
 
->>>>>>> 438a305 (wip)
+from .constraints import Constraint, constrained
 from .sampling import Sampling, sample
 
 
@@ -73,11 +66,8 @@ def generate(
     seed: int = 0,
     use_cache: bool = True,
     prefill_chunk: int | None = None,
-<<<<<<< HEAD
     constraints: Sequence[Constraint | None] | None = None,
-=======
     compile: bool = False,
->>>>>>> 438a305 (wip)
     on_token: Callable[[int, int], object] | None = None,
 ) -> list[list[int]]:
     """Continue each prompt, and return what was added to it.
@@ -102,28 +92,20 @@ def generate(
             result by no more than rounding.
         prefill_chunk: the most tokens of a prompt that are fed at a time, which bounds the memory that a long prompt
             takes; all at once where None. Needs the cache.
-<<<<<<< HEAD
         constraints: what may follow in each row, such as a grammar's; anything where None. They are copied. A row ends
             where its constraint says that nothing may follow, and `stop` tokens come only where it says that the row
             may end.
-=======
         compile: whether single tokens are computed by compiled code from now on, as `nn.compile_decoder` does; a model
             that it cannot compile is computed as usual, with a warning that says why. Needs the cache.
->>>>>>> 438a305 (wip)
         on_token: called with the row and the token as soon as one is added. Where it returns True, that token is the
             row's last.
 
     Raises:
         ValueError: no prompts, a prompt of no tokens, of unknown ones, or beyond the model's context with its new
-<<<<<<< HEAD
-            tokens, fewer than one new token, a negative seed, chunks of fewer than one token or without a cache,
-            constraints not as many as prompts, or what the model refuses, such as more tokens than it has positions
+            tokens, fewer than one new token, a negative seed, chunks of fewer than one token, chunks or compiled
+            code without a cache, constraints not as many as prompts, or what the model refuses, such as more tokens than it has positions
             for.
         ConstraintError: no token may follow in a row.
-=======
-            tokens, fewer than one new token, a negative seed, chunks of fewer than one token, chunks or compiled
-            code without a cache, or what the model refuses, such as more tokens than it has positions for.
->>>>>>> 438a305 (wip)
     """
     if len(prompts) == 0:
         raise ValueError("there are no prompts: generation needs at least one")

@@ -137,11 +137,8 @@ def generate_text(
     stop_strings: Collection[str] = (),
     seed: int = 0,
     prefill_chunk: int | None = None,
-<<<<<<< HEAD
     grammar: Grammar | None = None,
-=======
     compile: bool = False,
->>>>>>> 438a305 (wip)
     on_text: Callable[[int, str], object] | None = None,
 ) -> list[str]:
     """Continue texts, and return what was added to each; the model is used as `generate` does.
@@ -157,11 +154,8 @@ def generate_text(
         stop_strings: strings that end a text, and are not returned.
         seed: of all draws; 0 or more.
         prefill_chunk: the most tokens of a prompt that are fed at a time; all at once where None.
-<<<<<<< HEAD
         grammar: what each text follows; anything where None. Byte-level, SentencePiece-like and byte tokenizers only.
-=======
         compile: whether single tokens are computed by compiled code, as in `generate`.
->>>>>>> 438a305 (wip)
         on_text: called with the row and what was added, in whole characters, as soon as it is certain.
 
     Raises:
@@ -191,11 +185,8 @@ def generate_text(
         stop=end_tokens(model, tokenizer) if stop is None else stop,
         seed=seed,
         prefill_chunk=prefill_chunk,
-<<<<<<< HEAD
         constraints=None if grammar is None else [grammar.constraint(tokenizer)] * len(prompts),
-=======
         compile=compile,
->>>>>>> 438a305 (wip)
         on_token=on_token,
     )
     for row, stream in enumerate(streams):
