@@ -103,8 +103,8 @@ def generate(
     Raises:
         ValueError: no prompts, a prompt of no tokens, of unknown ones, or beyond the model's context with its new
             tokens, fewer than one new token, a negative seed, chunks of fewer than one token, chunks or compiled
-            code without a cache, constraints not as many as prompts, or what the model refuses, such as more tokens than it has positions
-            for.
+            code without a cache, constraints not as many as prompts, or what the model refuses, such as more tokens
+            than it has positions for.
         ConstraintError: no token may follow in a row.
     """
     if len(prompts) == 0:
