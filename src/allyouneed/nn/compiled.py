@@ -59,7 +59,8 @@ def compile_decoder(model: Any) -> Compilation:
     if model.compiled is not None and model.compiled.is_current():
         return Compilation()
     try:
-        writer = Writer(arrange_for_inference(model))
+        arrange_for_inference(model)
+        writer = Writer(model)
         built = compiled()
         for module in model.modules():
             if isinstance(module, QuantizedLinear):
