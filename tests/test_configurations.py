@@ -82,6 +82,8 @@ SUMMARY_VALUES: Mapping[str, list[Any]] = {
     "summary_activation": ["tanh"],
     "summary_first_dropout": [0.3],
 }
+NOT_ITS_HEAD = "for a head that this model has not"
+LONGEST = "the longest sequence that is read"
 LABELS = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
 # Other spellings of the same function.
 SPELLINGS = ("swish", "gelu_fast", "gelu_pytorch_tanh")
@@ -211,7 +213,7 @@ LLAMA = {**ENCODER, "num_key_value_heads": 2, "max_position_embeddings": 64}
 LINEAR = {"rope_type": "linear", "factor": 3.0, "rope_theta": 20.0}
 ROTARY = {
     "rope_parameters": [{"rope_type": "default", "rope_theta": 20.0}, LINEAR, {**LINEAR, "type": "linear"}],
-    "rope_scaling": [{"rope_type": "default", "rope_theta": 20.0}, LINEAR, {"type": "dynamic", "factor": 2.0}],
+    "rope_scaling": [{"rope_type": "default", "rope_theta": 20.0}, LINEAR, {"type": "yarn", "factor": 2.0}],
     "rope_theta": [20.0],
 }
 LLAMA_VALUES = {
@@ -230,6 +232,17 @@ LLAMA_VALUES = {
     "original_max_position_embeddings": [8],
     "partial_rotary_factor": [0.5],
     **ROTARY,
+}
+QWEN_VALUES = {
+    **LLAMA_VALUES,
+    "layer_types": [["full_attention", "sliding_attention"]],
+    "max_window_layers": [1],
+}
+QWEN_NOTHING = {
+    "max_position_embeddings": LONGEST,
+    "max_window_layers": "where windows begin, of which there are none",
+    "sliding_window": "how wide windows are, of which there are none",
+    "use_sliding_window": "whether there are windows, whose width the configuration leaves out",
 }
 T5 = {"vocab_size": 61, "d_model": 12, "d_kv": 5, "d_ff": 20, "num_layers": 2, "num_heads": 3}
 T5_VALUES = {
@@ -289,8 +302,6 @@ VIT_VALUES = {
     "pooler_act": ["relu"],
     "head_dim": [8],
 }
-NOT_ITS_HEAD = "for a head that this model has not"
-LONGEST = "the longest sequence that is read"
 FAMILIES = {
     "gpt1": Family(
         "gpt1:GPT1",
@@ -423,11 +434,27 @@ FAMILIES = {
         more={key: LLAMA_VALUES[key] for key in ("rope_scaling", "rope_theta", "partial_rotary_factor")},
     ),
     "mistral": Family(
-        "llama1:Llama",
+        "llama1:Mistral",
         "MistralForCausalLM",
         {**LLAMA, "sliding_window": None},
         LLAMA_VALUES,
         {"max_position_embeddings": LONGEST},
+        more={key: LLAMA_VALUES[key] for key in ("rope_scaling", "rope_theta", "partial_rotary_factor")},
+    ),
+    "qwen2": Family(
+        "llama1:Qwen2",
+        "Qwen2ForCausalLM",
+        LLAMA,
+        QWEN_VALUES,
+        QWEN_NOTHING,
+        more={key: LLAMA_VALUES[key] for key in ("rope_scaling", "rope_theta", "partial_rotary_factor")},
+    ),
+    "qwen3": Family(
+        "llama1:Qwen3",
+        "Qwen3ForCausalLM",
+        {**LLAMA, "head_dim": 6},
+        QWEN_VALUES,
+        QWEN_NOTHING,
         more={key: LLAMA_VALUES[key] for key in ("rope_scaling", "rope_theta", "partial_rotary_factor")},
     ),
     "vit": Family(

@@ -4,6 +4,7 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 import allyouneed
 from allyouneed.hub import Pretrained, UnsupportedError, WeightsError, open_model, write_model
 from allyouneed.hub.architecture import IMAGE_READERS, READERS
-from allyouneed.text import BytePairTokenizer, ByteTokenizer, ChatTemplate, Sampling
+from allyouneed.text import BytePairTokenizer, ByteTokenizer, ChatTemplate, Sampling, generate, generate_text
 
 STANDINS = Path(__file__).parent / "standins"
 
@@ -150,8 +151,76 @@ def test_an_architecture_that_is_not_read(tmp_path: Path) -> None:
 def test_a_vocabulary_that_does_not_fit(tmp_path: Path) -> None:
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 255}
     write_model(tmp_path, config, [("a", torch.zeros(1))], tokenizer=ByteTokenizer())
-    with pytest.raises(WeightsError, match="the tokenizer has 256 tokens, and the model knows only 255"):
+    with pytest.raises(WeightsError, match="the tokenizer has 256 tokens, and the model knows only 255; it lacks 255"):
         allyouneed.load(tmp_path)
+
+
+def small_gpt2(vocabulary: int) -> Any:
+    from allyouneed.papers.gpt2 import GPT2, GPT2Config
+
+    torch.manual_seed(0)
+    return GPT2(GPT2Config(vocabulary=vocabulary, positions=32, width=16, layers=1, heads=2))
+
+
+@pytest.mark.parametrize(
+    ("special", "template", "lacks"),
+    [
+        (["<pad>"], None, None),
+        (["<pad>", "<mask>"], "{{ messages }}", None),
+        (["<pad>", "<turn>"], "<turn>{{ messages }}", "<turn>"),
+    ],
+)
+def test_a_special_token_beyond_the_model_that_never_comes_up(
+    special: list[str], template: str | None, lacks: str | None, tmp_path: Path
+) -> None:
+    tokenizer = BytePairTokenizer.train(["in the beginning"], 256 + len(special), special)
+    small_gpt2(256).save_pretrained(tmp_path, tokenizer, chat_template=template)
+    if lacks is None:
+        model, read = allyouneed.load(tmp_path)
+        assert model.decodable is None and read.vocabulary == 256 + len(special)
+    else:
+        with pytest.raises(WeightsError, match=f"the model knows only 256; it lacks {lacks}$"):
+            allyouneed.load(tmp_path)
+
+
+def test_tokens_that_the_tokenizer_does_not_know_are_never_sampled(tmp_path: Path) -> None:
+    """Neither greedily nor at random, even where the padded rows of the table have the largest logits of all."""
+    model = small_gpt2(320)
+    with torch.no_grad():
+        model.embedding.weight[256:] *= 50
+    model.save_pretrained(tmp_path, ByteTokenizer())
+    loaded, tokenizer = allyouneed.load(tmp_path)
+    assert loaded.decodable == 256
+    prompt = tokenizer.encode("In the")
+    assert max(generate(model, [prompt], new_tokens=9)[0]) >= 256
+    for sampling in (Sampling(), Sampling(temperature=0.0)):
+        found = generate(loaded, [prompt], new_tokens=20, sampling=sampling)[0]
+        assert max(found) < 256
+        assert len(generate_text(loaded, tokenizer, ["In the"], new_tokens=20, sampling=sampling)) == 1
+    # What the model computes is as it was.
+    with torch.no_grad():
+        assert torch.equal(loaded(torch.tensor([prompt])), model.eval()(torch.tensor([prompt])))
+
+
+def test_nor_by_beams_or_in_an_engine() -> None:
+    from allyouneed.papers.serving import Engine
+    from allyouneed.papers.t5 import T5, T5Config
+    from allyouneed.text import beam_search
+
+    torch.manual_seed(0)
+    translator = T5(T5Config(vocabulary=40, width=12, head_width=4, hidden=16, layers=1, heads=3)).eval()
+    model = small_gpt2(320)
+    with torch.no_grad():
+        translator.decoder.embedding.weight[30:] *= 50
+        model.embedding.weight[256:] *= 50
+    for known, wanted in ((None, False), (30, True)):
+        translator.decodable = known
+        found = beam_search(translator, [[5, 6, 7, 1]], begin=0, end=1, beam=3, limit=8)
+        assert (max(found[0].tokens) < 30) is wanted
+    for known, wanted in ((None, False), (256, True)):
+        model.decodable = known
+        found = Engine(model).generate([[1, 2, 3]], new_tokens=9)
+        assert (max(found[0]) < 256) is wanted
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ class Pretrained(nn.Module):
         architectures: the values of `config.json`'s `architectures` that it reads, the first being what it writes.
         ignored: regular expressions of stored names that carry nothing to load, such as causal masks; each must match
             a whole name.
+        decodable: the tokens, from 0, that its tokenizer knows, where those are fewer than it has embeddings for, which
+            are often padded; the others are never sampled. None where nothing is known, as without a tokenizer.
         prefix: of the names of all but the output layer; they are accepted with and without it, as `transformer.` in
             GPT-2's checkpoints.
         generation: which tokens begin, end and pad texts; a new model states none, and they can be set.
@@ -46,6 +48,7 @@ class Pretrained(nn.Module):
     architectures: ClassVar[tuple[str, ...]]
     ignored: ClassVar[tuple[str, ...]] = ()
     prefix: ClassVar[str] = ""
+    decodable: int | None = None
 
     generation: GenerationConfig = GenerationConfig()
     chat_template: str | None = None

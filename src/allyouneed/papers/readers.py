@@ -67,10 +67,32 @@ def load_opened(
     tokenizer = reader.read_tokenizer(stored)
     known = stored.config.get("vocab_size")
     if isinstance(known, int) and tokenizer.vocabulary > known:
+        _check_surplus(stored, tokenizer, known)
+    model = reader.from_stored(stored, dtype=dtype, device=device, quantize=quantize)
+    if isinstance(known, int) and tokenizer.vocabulary < known:
+        model.decodable = tokenizer.vocabulary
+    return model, tokenizer
+
+
+def _check_surplus(stored: StoredModel, tokenizer: Tokenizer, known: int) -> None:
+    """Refuse a tokenizer with tokens that the model has no embeddings for, if any of them could come up.
+
+    A special token that was added for padding, and nothing else, never does: text is not searched for it, nothing is
+    begun or ended with it, and the chat template does not write it.
+    """
+    names = {token: name for name, token in tokenizer.special_tokens.items()}
+    surplus = range(known, tokenizer.vocabulary)
+    framed = {*tokenizer.encode_with_special_tokens(""), tokenizer.bos_token_id, *tokenizer.eos_token_ids}
+    harmful = [
+        names.get(token, str(token))
+        for token in surplus
+        if token not in names or token in framed or names[token] in (stored.chat_template or "")
+    ]
+    if harmful:
         raise WeightsError(
-            f"{stored.source}: the tokenizer has {tokenizer.vocabulary} tokens, and the model knows only {known}"
+            f"{stored.source}: the tokenizer has {tokenizer.vocabulary} tokens, and the model knows only {known}; it "
+            f"lacks {', '.join(harmful[:3])}{' …' if len(harmful) > 3 else ''}"
         )
-    return reader.from_stored(stored, dtype=dtype, device=device, quantize=quantize), tokenizer
 
 
 def load_chat(

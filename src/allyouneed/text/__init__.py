@@ -10,7 +10,7 @@ from .generation_config import GenerationConfig, end_tokens
 from .packing import pack
 from .pairs import encode_pairs
 from .published import PublishedTokenizer, load_tokenizer
-from .sampling import Sampling, probabilities, sample
+from .sampling import Sampling, mask_undecodable, probabilities, sample
 from .scoring import score_tokens
 from .special_tokens import SpecialTokensMixin
 from .streaming import TextStream, generate_text
@@ -44,6 +44,7 @@ __all__ = [
     "generate_text",
     "length_penalty",
     "load_tokenizer",
+    "mask_undecodable",
     "pack",
     "probabilities",
     "sample",

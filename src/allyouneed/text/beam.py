@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .generation import evaluating
+from .sampling import mask_undecodable
 
 
 class DecodingState(Protocol):
@@ -192,7 +193,7 @@ class _Search:
     def _step(self, step: int) -> None:
         """Continue every beginning by a token, and drop the sources that are done."""
         sources, beams = self.tokens.shape
-        logits = self.model.next_logits(self.tokens.flatten(), self.state).float()
+        logits = mask_undecodable(self.model.next_logits(self.tokens.flatten(), self.state).float(), self.model)
         vocabulary = logits.shape[-1]
         if self.beam > vocabulary:
             raise ValueError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from allyouneed.nn import compile_decoder
 
 from .constraints import Constraint, constrained
-from .sampling import Sampling, sample
+from .sampling import Sampling, mask_undecodable, sample
 
 
 @runtime_checkable
@@ -272,7 +272,7 @@ def _last_logits(
         else:
             logits = model(part, present=known, cache=cache)[:, -1]
     assert logits is not None
-    return logits
+    return mask_undecodable(logits, model)
 
 
 def _constrained_rows(

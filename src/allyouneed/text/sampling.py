@@ -226,3 +226,21 @@ def _keep_top_p(logits: Float32[Tensor, "batch vocabulary"], p: float) -> Float3
     held_back = from_here_on <= 1 - p
     held_back[:, 0] = False
     return logits.masked_fill(held_back.scatter(1, order, held_back), -torch.inf)
+
+
+def mask_undecodable(logits: Float[Tensor, "*axes vocabulary"], model: object) -> Float[Tensor, "*axes vocabulary"]:
+    """Give logits under which no token is sampled that the model's tokenizer does not know.
+
+    Tables of embeddings are padded, to a multiple of 64 or 128, beyond the tokenizer's vocabulary. The logits of those
+    places were never trained, and a token of theirs has no text.
+
+    Args:
+        logits: of the model.
+        model: where it has a `decodable` that is not None, as many tokens as that can be decoded.
+    """
+    decodable = getattr(model, "decodable", None)
+    if decodable is None or decodable >= logits.shape[-1]:
+        return logits
+    masked = logits.clone()
+    masked[..., decodable:] = -torch.inf
+    return masked

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from allyouneed.nn import Decoder, arrange_for_inference
-from allyouneed.text import Sampling
+from allyouneed.text import Sampling, mask_undecodable
 
 from .blocks import BlockPool
 from .paged import PagedCache, Segment, attention_context, most_tokens, paged_logits
@@ -266,9 +266,8 @@ class Engine:
         self._cache.clear([block for own in work for block in own.allocated])
         self._steps += 1
         self._computed += sum(len(own.tokens) for own in work)
-        return paged_logits(
-            self.model, self._cache, [Segment(own.tokens, own.sequence.table, own.wanted) for own in work]
-        )
+        segments = [Segment(own.tokens, own.sequence.table, own.wanted) for own in work]
+        return [mask_undecodable(logits, self.model) for logits in paged_logits(self.model, self._cache, segments)]
 
     def _go_on(self, work: ScheduledSequence, logits: Float[Tensor, "_ vocabulary"]) -> None:
         """Count what was computed for a sequence, and append what follows."""
