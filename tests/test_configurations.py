@@ -72,7 +72,7 @@ NOTHING: Mapping[str, str] = {
     "problem_type": "a loss for a head that this model has not",
 }
 # Written into the file alone: the reference's own classes take no such value.
-RAW = ("per_layer_config", "quantization_config", "add_cross_attention", "dtype")
+RAW = ("per_layer_config", "quantization_config", "add_cross_attention", "dtype", "num_labels")
 SUMMARY = dict.fromkeys(
     ["summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"],
     "for the head that chooses among options",
@@ -492,7 +492,7 @@ def saved(family: Family, key: str, value: Any, folder: Path) -> dict[str, Any]:
     """Write a model of the reference whose configuration has another value of a key; give that of the base."""
     kind = family.configuration()
     base = kind(**family.base)
-    raw = key in RAW or (key not in base.to_dict() and key not in kind.attribute_map)
+    raw = key in RAW or key in family.more
     torch.manual_seed(0)
     config = base if raw else kind(**{**family.base, key: value})
     model = getattr(transformers, family.theirs)(config)

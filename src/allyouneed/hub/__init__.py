@@ -3,8 +3,8 @@
 Knows no model: a room that owns an architecture derives it from `Pretrained` and says how its weights are named. No
 pickle is ever read, and no file is believed: every count and length is checked against what is there.
 
-Every key of a configuration that changes numbers is read, or refused by name with what would be accepted; a class that is
-given another architecture's checkpoint says whose it is. Weights that a wrapper renamed (data parallelism,
+Every key of a configuration that changes numbers is read, or refused by name with what would be accepted; a class that
+is given another architecture's checkpoint says whose it is. Weights that a wrapper renamed (data parallelism,
 `torch.compile`) are found, and a model saved without its output layer is read where that is the table of embeddings.
 Where a table is padded beyond the tokenizer's vocabulary, the padding is never sampled (`Pretrained.decodable`).
 """
