@@ -1,9 +1,9 @@
-"""Hold our LLaMA to transformers' on a real checkpoint: logits and greedy texts of SmolLM2, 20 prompts of 64 tokens.
+"""Hold our LLaMA and Qwen2 to transformers' on real checkpoints: logits, and greedy texts of 64 tokens.
 
 Both sides have the weights of the same GGUF file: ours through `allyouneed.hub`, theirs through the reader of GGUF that
 transformers has of its own. The tests compare fewer tokens.
 
-    python benchmarks/llama_parity.py [--tokens N]
+    python benchmarks/llama_parity.py [--model NAME] [--prompts N] [--tokens N]
 """
 
 import argparse
@@ -11,12 +11,12 @@ import time
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from allyouneed.data import fetch
 from allyouneed.hub import open_model
-from allyouneed.papers.llama1 import Llama
+from allyouneed.papers.readers import load_opened
 from allyouneed.text import Sampling, generate
 
 ASSET = "smollm2-135m-instruct"
@@ -47,7 +47,8 @@ PROMPTS = (
 def reference(file: str) -> Any:
     """Load the file as transformers does, by its own reader; its `from_pretrained` would want one more package."""
     config: Any = load_gguf_checkpoint(file)["config"]
-    model: Any = LlamaForCausalLM(LlamaConfig(**config))
+    numbers = {key: value for key, value in config.items() if key != "model_type"}
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **numbers))
     weights = load_gguf_checkpoint(file, return_tensors=True, model_to_load=model)["tensors"]
     weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
     model.load_state_dict(weights)
@@ -58,18 +59,21 @@ def main() -> None:
     """Compare, print what was found, and exit with an error where the two differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=64, help="written after each prompt")
-    count = parser.parse_args().tokens
+    parser.add_argument("--model", default=ASSET, help="an asset that is one GGUF file")
+    parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="how many prompts to compare")
+    options = parser.parse_args()
+    count = options.tokens
     torch.set_num_threads(1)
-    (file,) = fetch(ASSET).glob("*.gguf")
+    (file,) = fetch(options.model).glob("*.gguf")
     began = time.perf_counter()
-    stored = open_model(ASSET)
-    ours = Llama.from_stored(stored)
+    stored = open_model(options.model)
+    loaded: Any = load_opened(stored)
+    ours, tokenizer = loaded
     print(f"ours loaded in {time.perf_counter() - began:.1f} s")
     began = time.perf_counter()
     theirs = reference(str(file))
     print(f"theirs loaded in {time.perf_counter() - began:.1f} s")
-    tokenizer = stored.tokenizer()
-    prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
+    prompts = [tokenizer.encode(prompt) for prompt in PROMPTS[: options.prompts]]
 
     given = torch.tensor([[token for prompt in prompts for token in prompt]])
     with torch.no_grad():

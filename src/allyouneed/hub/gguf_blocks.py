@@ -1,7 +1,8 @@
-"""GGUF's own 4-bit and 8-bit groups, taken apart but not dequantised.
+"""GGUF's own 4-bit, 5-bit and 8-bit groups, taken apart but not dequantised.
 
 The layouts are those of ggml: a block holds its scale in float16, its minimum where it has one, and its numbers, two to
-a byte for 4 bits, the first half of a group in the low nibbles and the second half in the high ones.
+a byte for 4 bits, the first half of a group in the low nibbles and the second half in the high ones. Of 5 bits, the
+fifth ones lie by themselves; such numbers fit into 8 bits, and their scale stays what it is.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,11 @@ _Parts = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 
 def quantized_blocks(kind: str, stored: UInt8[np.ndarray, "rows row_bytes"]) -> QuantizedBlocks | None:
-    """Take the stored rows of a matrix apart; None for a type that is not 4 or 8 bits in groups of 32."""
+    """Take the stored rows of a matrix apart; None for a type that is not run so here.
+
+    These are 4 and 8 bits, and 5 bits in 8, in groups of 32. Of others, Q6_K has groups of 16, which no kernel takes,
+    and Q5_1 and Q5_K have minima, which the 8-bit one does not.
+    """
     if kind not in _READERS:
         return None
     block_bytes, read = _READERS[kind]
@@ -52,6 +57,12 @@ def _q8_0(blocks: np.ndarray) -> _Parts:
     return np.ascontiguousarray(blocks[:, 2:]).view(np.int8), _half(blocks[:, :2]), None
 
 
+def _q5_0(blocks: np.ndarray) -> _Parts:
+    fifth = np.unpackbits(blocks[:, 2:6], axis=-1, bitorder="little")
+    numbers = (_nibbles(blocks[:, 6:]) | (fifth << 4)).astype(np.int8) - np.int8(16)
+    return numbers, _half(blocks[:, :2]), None
+
+
 def _q4_k(blocks: np.ndarray) -> _Parts:
     # A block of 256 has eight groups, whose scales and minima are in 6 bits, in units of the block's own two.
     scales, minima = Q4_K.get_scale_min(np.ascontiguousarray(blocks[:, 4:16]))
@@ -68,6 +79,7 @@ def _half(stored: np.ndarray) -> np.ndarray:
 _READERS: dict[str, tuple[int, Callable[[np.ndarray], _Parts]]] = {
     "Q4_0": (18, _q4_0),
     "Q4_1": (20, _q4_1),
+    "Q5_0": (22, _q5_0),
     "Q8_0": (34, _q8_0),
     "Q4_K": (144, _q4_k),
 }

@@ -21,7 +21,7 @@ from .token_ids import read_generation
 
 
 class GGUFModel(StoredModel):
-    """A GGUF file of the architecture `llama`, opened; it stays open, and only its header is read yet.
+    """A GGUF file of LLaMA or one of its relatives, opened; it stays open, and only its header is read yet.
 
     Args:
         path: the file.
@@ -37,18 +37,19 @@ class GGUFModel(StoredModel):
         self._file = GGUFFile(path)
         metadata = self._file.metadata
         architecture = metadata.get("general.architecture")
-        if architecture != gguf_llama.ARCHITECTURE:
-            raise UnsupportedError(
-                f"{path} is of the architecture {architecture!r}; of GGUF files, {gguf_llama.ARCHITECTURE!r} is read"
-            )
+        if architecture not in gguf_llama.ARCHITECTURES:
+            known = ", ".join(map(repr, gguf_llama.ARCHITECTURES))
+            raise UnsupportedError(f"{path} is of the architecture {architecture!r}; of GGUF files are read {known}")
         try:
-            self.config = gguf_llama.published_config(metadata, self._file.tensors)
+            self.config = gguf_llama.published_config(metadata, self._file.tensors, self._frequencies())
         except CheckpointFormatError as error:
             raise CheckpointFormatError(f"{path} is not a sound GGUF file: {error}") from error
         template = metadata.get("tokenizer.chat_template")
         self.chat_template = template if isinstance(template, str) else None
-        self._stored = {gguf_llama.published_name(name): name for name in self._file.tensors}
-        if len(self._stored) < len(self._file.tensors):
+        # What rotary frequencies are divided by is in the configuration.
+        tensors = [name for name in self._file.tensors if name != gguf_llama.FREQUENCIES]
+        self._stored = {gguf_llama.published_name(name): name for name in tensors}
+        if len(self._stored) < len(tensors):
             raise CheckpointFormatError(f"{path} is not a sound GGUF file: it names a tensor in two ways")
 
     def names(self) -> Sequence[str]:
@@ -93,6 +94,14 @@ class GGUFModel(StoredModel):
         turns = [metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("eot", "eom")]
         ends = (*stated.eos_token_ids, *(token for token in turns if type(token) is int and token >= 0))
         return replace(stated, eos_token_ids=tuple(dict.fromkeys(ends)))
+
+    def _frequencies(self) -> list[float] | None:
+        tensor = self._file.tensors.get(gguf_llama.FREQUENCIES)
+        if tensor is None:
+            return None
+        if tensor.kind != "F32" or len(tensor.shape) != 1:
+            raise CheckpointFormatError(f"{gguf_llama.FREQUENCIES} is {tensor.kind} of {tensor.shape}, not F32 numbers")
+        return [float(value) for _, values in self._file.portions(gguf_llama.FREQUENCIES) for value in values]
 
     def _portions(self, name: str) -> Iterator[tuple[slice | Tensor, Tensor]]:
         order = gguf_llama.row_order(name, self.config, self.shape(name)[0])

@@ -26,8 +26,8 @@ def fill_quantized(
 ) -> None:
     """Fill a model as `fill` does, and its linear maps and tied embedding table in few bits.
 
-    `int8` takes maps that are stored in 8 bits as they are, and rounds others to 8 bits. `int4` rounds nothing: maps
-    that are stored in 4 or 8 bits run in their own groups, and the others in full.
+    `int8` takes maps that are stored in 8 or 5 bits (Q8_0, Q5_0) as they are, and rounds others to 8 bits. `int4`
+    rounds nothing: maps that are stored in 4, 5 or 8 bits run in their own groups, and others, such as Q6_K, in full.
 
     Raises:
         UnsupportedError: `int4` of a checkpoint that has no map in 4 bits.

@@ -20,11 +20,11 @@ _Tokenizer = TypeVar("_Tokenizer", bound=SpecialTokensMixin)
 
 @dataclass(frozen=True)
 class QuantizedBlocks:
-    """A matrix as it is stored in 4 or 8 bits: weight = quants · scale + minimum, group by group along each row.
+    """A matrix as it is stored in few bits: weight = quants · scale + minimum, group by group along each row.
 
     Attributes:
         kind: the format's name, such as `Q4_1`.
-        bits: of each weight, 4 or 8.
+        bits: that a weight is held in here, 4 or 8; those of Q5_0 are held in 8.
         quants: one whole number a weight: 0 to 15 for 4 bits, -128 to 127 for 8.
         scale: of each group.
         minimum: of each group; None where it is zero throughout.
