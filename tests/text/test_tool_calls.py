@@ -1,6 +1,7 @@
 """Tools in chat templates, grammars of calls, and calls read from text that comes in pieces."""
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -161,6 +162,10 @@ class TestGrammars:
             ("<call> me", False, False, False),
             (call("weather", {"city": 3}), False, False, False),
             (call("nothing", {}), False, False, False),
+            ('{"name": "weather", "arguments": {"city": "Rome"}}', True, False, True),
+            ('{"name": "weather", "arguments": {"city": 3}}', False, False, False),
+            ('{"name": "weather", "arguments": {"city": "Rome"}} and', False, False, False),
+            ('{"name": "Bob"} is no call', True, False, True),
         ],
     )
     def test_allow_text_and_calls(self, text: str, auto: bool, required: bool, one: bool) -> None:
@@ -182,8 +187,8 @@ def follows(constraint: Constraint, text: str) -> bool:
     return constraint.is_complete
 
 
-def parsed(text: str, cuts: list[int]) -> tuple[str, list[tuple[str, str]]]:
-    parser, said, calls = ToolCallParser(FORMAT), "", []
+def parsed(text: str, cuts: list[int], names: Sequence[str] = ()) -> tuple[str, list[tuple[str, str]]]:
+    parser, said, calls = ToolCallParser(FORMAT, names), "", []
     places = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
     for start, end in pairwise(places):
         for part in parser.add(text[start:end]):
@@ -212,6 +217,17 @@ ARGUMENTS = st.recursive(
 def test_calls_are_read_however_the_text_is_cut(said: str, calls: list[tuple[str, Any]], cuts: list[int]) -> None:
     text = "\n".join([*([said] if said else []), *(call(*one) for one in calls)])
     assert parsed(text, cuts) == (said, [(name, json.dumps(arguments)) for name, arguments in calls])
+
+
+@given(cuts=st.lists(st.integers(0, 10_000), max_size=12))
+def test_a_call_without_its_marker_is_a_call_of_a_known_tool(cuts: list[int]) -> None:
+    bare = '{"name": "weather", "arguments": {"city": "Rome"}}'
+    assert parsed(bare, cuts, ["add", "weather"]) == ("", [("weather", '{"city": "Rome"}')])
+    assert parsed(bare, cuts, ["add"]) == (bare, [])
+    assert parsed("So: " + bare, cuts, ["weather"]) == ("So: " + bare, [])
+    assert parsed(bare[:20], cuts, ["weather"]) == (bare[:20], [])
+    marked = call("weather", {})
+    assert parsed(marked, cuts, ["weather"]) == ("", [("weather", "{}")])
 
 
 def test_what_is_cut_off_is_told_as_far_as_it_went() -> None:

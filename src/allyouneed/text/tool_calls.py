@@ -1,7 +1,7 @@
 """Calls of tools: how a chat template writes them, a grammar of them, and the calls read from a model's text."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,16 @@ class ToolCallFormat:
         separator = two.removeprefix(one).removesuffix(one)
         return cls(head, middle, tail, separator if two == one + separator + one else None)
 
+    @property
+    def marker(self) -> str:
+        """What begins a call and nothing else, such as `<tool_call>`."""
+        return self.head.partition("{")[0].strip() or self.head
+
+    def bare(self, name: str) -> str | None:
+        """Give how a call begins without its marker, as small models write it; None where calls have no marker."""
+        _, found, rest = self.head.partition("{")
+        return "{" + rest + json.dumps(name) + self.middle if found and self.marker != self.head else None
+
     def grammar(
         self, schemas: Mapping[str, Mapping[str, Any]], *, must_call: bool = False, several: bool = True
     ) -> Grammar:
@@ -81,11 +91,15 @@ class ToolCallFormat:
         if must_call:
             return Grammar.lark("\n".join([f"start: {_literal(self.head)} {call}{more}", *rules]))
         # From here on a text is a call: no other use of its marker is allowed.
-        marker = self.head.partition("{")[0].strip() or self.head
-        before, _, after = self.head.partition(marker)
+        before, marker, after = self.head.partition(self.marker)
         rules += ["TEXT: /(.|\\n)*/", f"until_call[lazy]: TEXT {_literal(before + marker)}"]
         rest = f" {_literal(after)}" if after else ""
-        return Grammar.lark("\n".join([f"start: TEXT | until_call{rest} {call}{more}", *rules]))
+        starts = ["TEXT", f"until_call{rest} {call}{more}"]
+        for number, name in enumerate(schemas):
+            if (bare := self.bare(name)) is not None:
+                rules.append(f"bare_{number}[lazy]: {_literal(bare)}")
+                starts.append(f'bare_{number} arguments_{number} "}}"')
+        return Grammar.lark("\n".join([f"start: {' | '.join(starts)}", *rules]))
 
 
 @dataclass(frozen=True)
@@ -106,17 +120,21 @@ class ToolCallDelta:
 class ToolCallParser:
     """Splits an answer, as it comes in pieces, into text and calls of tools.
 
-    White space between text and calls belongs to neither.
+    White space between text and calls belongs to neither. An answer that begins with a call of a known tool, but
+    without the marker, is one call.
 
     Args:
         form: how calls are written.
+        names: of the tools.
 
     Attributes:
         calls: how many have begun.
     """
 
-    def __init__(self, form: ToolCallFormat):
+    def __init__(self, form: ToolCallFormat, names: Iterable[str] = ()):
         self.calls = 0
+        # Beginnings of calls without a marker, while nothing else has come.
+        self._bare = {bare: name for name in names if (bare := form.bare(name)) is not None}
         self._form = form
         self._held = ""
         self._arguments: _ObjectScanner | None = None
@@ -124,6 +142,11 @@ class ToolCallParser:
     def add(self, piece: str) -> Iterator[str | ToolCallDelta]:
         """Take in a piece, and give the text and the parts of calls that have become certain."""
         self._held += piece
+        if self._bare:
+            if any(bare.startswith(self._held) and bare != self._held for bare in self._bare):
+                return
+            if (begun := self._begun_bare()) is not None:
+                yield begun
         while True:
             if self._arguments is None:
                 if text := self._text():
@@ -166,6 +189,18 @@ class ToolCallParser:
         self._arguments = _ObjectScanner()
         self.calls += 1
         return ToolCallDelta(self.calls - 1, name)
+
+    def _begun_bare(self) -> ToolCallDelta | None:
+        """Take the beginning of a call without a marker, where the answer has one; it is looked for once."""
+        found = next((bare for bare in self._bare if self._held.startswith(bare)), None)
+        name = None if found is None else self._bare[found]
+        self._bare = {}
+        if found is None:
+            return None
+        self._held = self._held[len(found) :]
+        self._arguments = _ObjectScanner()
+        self.calls += 1
+        return ToolCallDelta(0, name)
 
     def _further(self) -> ToolCallDelta:
         assert self._arguments is not None

@@ -47,8 +47,9 @@ class AnswerResponse(Response):
         texts = None if asked.count_of_top_logprobs is None else service.texts
         created = int(time.time())
         if isinstance(asked, ChatRequest):
-            tool_calls = service.tool_calls if asked.callable_tools else None
-            self._formatter = ChatFormatter(service.name, created, texts, tool_calls)
+            tools = [tool.function.name for tool in asked.callable_tools]
+            tool_calls = service.tool_calls if tools else None
+            self._formatter = ChatFormatter(service.name, created, texts, tool_calls, tools)
         else:
             self._formatter = CompletionFormatter(service.name, created, texts)
 

@@ -55,13 +55,22 @@ class ChatFormatter(CompletionFormatter):
         created: when it was asked, in seconds since 1970.
         texts: see `CompletionFormatter`.
         tool_calls: how the model writes calls of tools; its text is all text where None.
+        tools: the names of those that it may call.
     """
 
     _prefix, _object, _chunk_object = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, model: str, created: int, texts: TokenTexts | None, tool_calls: ToolCallFormat | None = None):
+    def __init__(
+        self,
+        model: str,
+        created: int,
+        texts: TokenTexts | None,
+        tool_calls: ToolCallFormat | None = None,
+        tools: Sequence[str] = (),
+    ):
         super().__init__(model, created, texts)
         self._tool_calls = tool_calls
+        self._tools = tools
         self._parsers: dict[int, ToolCallParser] = {}
         self._started: set[int] = set()
 
@@ -111,7 +120,7 @@ class ChatFormatter(CompletionFormatter):
         if self._tool_calls is None:
             return [piece.text] if piece.text else []
         if piece.choice not in self._parsers:
-            self._parsers[piece.choice] = ToolCallParser(self._tool_calls)
+            self._parsers[piece.choice] = ToolCallParser(self._tool_calls, self._tools)
         parser = self._parsers[piece.choice]
         parts = list(parser.add(piece.text))
         if piece.reason is not None and (rest := parser.finish()):
