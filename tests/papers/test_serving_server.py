@@ -285,6 +285,7 @@ BAD: list[tuple[dict[str, Any], int, str | None, str]] = [
     ({"logit_bias": {"512": 1}}, 400, "logit_bias", "token 512 is not in the vocabulary"),
     ({"logit_bias": {"x": 1}}, 400, "logit_bias", "should match pattern"),
     ({"logit_bias": {"1": 101}}, 400, "logit_bias", "less than or equal to 100"),
+    ({"min_tokens": 2, "stop": "a"}, 400, "min_tokens", "min_tokens and stop together are not supported"),
     ({"min_tokens": 7}, 400, "min_tokens", "min_tokens 7 are more than the 6"),
     ({"top_logprobs": 3}, 400, "top_logprobs", "need logprobs to be true"),
     ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", "less than or equal to 20"),

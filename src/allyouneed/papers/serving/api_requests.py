@@ -132,6 +132,12 @@ class GenerationRequest(Body):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
+    @model_validator(mode="after")
+    def _check_lengths(self) -> "GenerationRequest":
+        if self.min_tokens and self.stop:
+            refuse("min_tokens and stop together are not supported: use stop_token_ids", "min_tokens")
+        return self
+
     @property
     def sampling(self) -> Sampling:
         """How tokens are sampled."""
