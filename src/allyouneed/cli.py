@@ -346,6 +346,7 @@ def serve(
     max_queue: Annotated[int, typer.Option(help="Requests that may wait; further ones are refused.")] = 256,
     cache: Annotated[int, typer.Option(metavar="MB", help="Memory for keys and values.")] = 512,
     seconds: Annotated[float, typer.Option(help="The longest that a request may take.")] = 300.0,
+    finish_seconds: Annotated[float, typer.Option(help="How long answers may go on after Ctrl-C or SIGTERM.")] = 30.0,
     speculate: Annotated[str | None, typer.Option(help="ngram: propose what followed the same words before.")] = None,
     threads: Annotated[int, typer.Option(help="Of the model's computations.")] = 1,
     compile: Annotated[bool, typer.Option("--compile", help=_COMPILE)] = False,
@@ -372,6 +373,7 @@ def serve(
             max_queue,
             cache,
             seconds,
+            finish_seconds,
             speculate=speculate,
             threads=threads,  # pyright: ignore[reportArgumentType]
         )

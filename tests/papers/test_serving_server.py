@@ -21,6 +21,7 @@ import torch
 
 import allyouneed
 from allyouneed.papers.serving import Engine, Limits
+from allyouneed.papers.serving.answer_response import AnswerResponse
 from allyouneed.papers.serving.connections import PatientProtocol, allow_many_connections, listen, make_server
 from allyouneed.papers.serving.server import Protection, create_app
 from allyouneed.papers.serving.service import Service
@@ -165,6 +166,8 @@ class TestAnswers:
         assert parts.choices[0].message.content == plain
 
     def test_a_stream_joins_to_the_whole(self, server: Running) -> None:
+        # The prompt's blocks are in the cache for both then.
+        server.still_serves()
         whole = server.chat(n=2, temperature=1.0, seed=5, max_tokens=12)
         chunks = list(
             server.chat(
@@ -443,13 +446,26 @@ class TestLimits:
             timer = threading.Timer(0.6, server.gate.set)
             timer.start()
             with pytest.raises(openai.APIStatusError, match="longer than its") as late:
-                server.chat(stream=True)
+                server.chat()
             assert late.value.status_code == 504
             # What was begun ends with an error in the stream.
             with pytest.raises(openai.APIError, match="longer than its"):
                 list(first)
             timer.join()
             server.still_serves()
+
+    def test_a_stream_shows_at_once_that_it_lives(self, server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(AnswerResponse, "ping_seconds", 0.05)
+        server.gate.clear()
+        asked = {"model": NAME, "messages": HELLO, "max_tokens": 3, "stream": True}
+        with httpx.stream("POST", server.url + "/v1/chat/completions", json=asked, timeout=60) as answer:
+            lines = filter(None, answer.iter_lines())
+            assert answer.status_code == 200 and [next(lines), next(lines)] == [": ping", ": ping"]
+            server.gate.set()
+            rest = [line for line in lines if line != ": ping"]
+        assert rest[-1] == "data: [DONE]" and len(rest) >= 3
+        # OpenAI's client passes over comments.
+        assert list(server.chat(stream=True, max_tokens=3))[-1].choices[0].finish_reason == "length"
 
     def test_keys(self, loaded: tuple[Any, Any, str]) -> None:
         with running(loaded, protection=Protection(api_key="secret")) as server:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.responses import Response
 
@@ -38,6 +38,8 @@ class AnswerResponse(Response):
         asked: what was asked.
         answer: what comes.
     """
+
+    ping_seconds: ClassVar[float] = 5.0
 
     def __init__(self, service: Service, asked: ChatRequest | CompletionRequest, answer: Answer):
         super().__init__()
@@ -94,24 +96,28 @@ class AnswerResponse(Response):
             data = b"".join(map(event, bodies))
             await send({"type": "http.response.body", "body": data, "more_body": True})
 
-        try:
-            new = await self._answer.pieces()
-        except Exception as error:
-            # Before anything is sent, an error can have its own status.
-            await error_response(worded(error))(scope, receive, send)
-            return
+        # At once, so that nobody takes a request that waits for one that is lost.
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
-            while new:
+            while new := await self._next(send):
                 await write(*(chunk for piece in new for chunk in self._formatter.chunks(piece)))
-                new = await self._answer.pieces()
         except Exception as error:
             await write(worded(error).body)
         else:
             usage = [self._formatter.last(self._answer.usage)] if self._asked.include_usage else []
             await write(*usage, "[DONE]")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _next(self, send: Send) -> list[Piece]:
+        """Wait for pieces, and send a comment now and then while none come: a silent connection may be closed."""
+        coming = asyncio.ensure_future(self._answer.pieces())
+        try:
+            while not (await asyncio.wait({coming}, timeout=self.ping_seconds))[0]:
+                await send({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
+            return await coming
+        finally:
+            coming.cancel()
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -5,9 +5,11 @@ And the loop around it all: a socket, signals, and an end that lets answers be f
 
 import asyncio
 import contextlib
+import os
 import socket
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, ClassVar
 
 import uvicorn
@@ -104,13 +106,70 @@ def listen(host: str, port: int) -> socket.socket:
     return opened
 
 
+class PatientServer(uvicorn.Server):
+    """The HTTP server, and its end: at the first signal quietly and in order, at the second at once.
+
+    Args:
+        config: of uvicorn.
+        finish_seconds: how long answers may take to be finished.
+        on_ready: called once connections are taken.
+        on_stop: called when the end begins; should see to it that answers end within `finish_seconds`.
+    """
+
+    # What is sent at the end may still be on its way.
+    _GRACE_SECONDS = 3.0
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        finish_seconds: float,
+        on_ready: Callable[[], object] | None,
+        on_stop: Callable[[], object] | None,
+    ):
+        super().__init__(config)
+        self._finish_seconds = finish_seconds
+        self._on_ready = on_ready
+        self._on_stop = on_stop
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take connections."""
+        await super().startup(sockets)
+        if self._on_ready is not None and not self.should_exit:
+            self._on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Hear a signal. None is raised again at the end: that would be the process's death, and not its exit."""
+        if self.should_exit:
+            # The thread that computes can neither be ended nor outlive the interpreter.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(128 + sig)
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, let answers be finished, and cut off who does not read them."""
+        if self._on_stop is not None:
+            self._on_stop()
+        cutting = asyncio.ensure_future(self._cut())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cutting.cancel()
+
+    async def _cut(self) -> None:
+        await asyncio.sleep(self._finish_seconds + self._GRACE_SECONDS)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def make_server(
     app: Any,
     *,
     protocol: type[PatientProtocol] = PatientProtocol,
     finish_seconds: float = 30.0,
-    on_ready: Callable[[], None] | None = None,
-) -> uvicorn.Server:
+    on_ready: Callable[[], object] | None = None,
+    on_stop: Callable[[], object] | None = None,
+) -> PatientServer:
     """Make the HTTP server; `run(sockets=[…])` serves until SIGINT or SIGTERM comes, or `should_exit` is set.
 
     Then no connection is taken any more, and answers that are being written are finished.
@@ -118,8 +177,9 @@ def make_server(
     Args:
         app: the application.
         protocol: of connections.
-        finish_seconds: how long answers may take to be finished; rounded up to whole seconds.
+        finish_seconds: how long answers may take to be finished; then connections are cut off.
         on_ready: called once connections are taken.
+        on_stop: called when no more are taken; should see to it that answers end in time.
     """
     config = uvicorn.Config(
         app,
@@ -129,21 +189,12 @@ def make_server(
         access_log=False,
         log_level="warning",
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=-int(-finish_seconds // 1),
+        # Never reached: by then all connections are cut off.
+        timeout_graceful_shutdown=60 - int(-finish_seconds // 1),
         # Of the waiting line in front of the socket.
         backlog=2048,
     )
-    server = uvicorn.Server(config)
-    if on_ready is None:
-        return server
-    startup = server.startup
-
-    async def start(sockets: list[socket.socket] | None = None) -> None:
-        await startup(sockets)
-        on_ready()
-
-    server.startup = start
-    return server
+    return PatientServer(config, finish_seconds, on_ready, on_stop)
 
 
 def allow_many_connections() -> None:

@@ -39,6 +39,8 @@ class _Ticket:
     deadline: float
     open: set[int]
     wanted: bool = True
+    # When it fails because the engine is being stopped.
+    stops_at: float = float("inf")
 
 
 class Engine:
@@ -196,15 +198,30 @@ class Engine:
             seconds: how long to wait for them at most; what is not finished then fails.
         """
         with self._changed:
-            self._stopping = StoppedError("the engine is being stopped: ask again later")
-            self._changed.notify_all()
+            self._refuse()
         if self._worker is not None:
             self._worker.join(seconds)
             with self._changed:
                 for ticket in self._tickets.values():
-                    ticket.deadline = -1.0
+                    ticket.stops_at = float("-inf")
             self._worker.join()
             self._worker = None
+
+    def drain(self, seconds: float) -> None:
+        """Begin to stop, without waiting: refuse further requests and those that wait, and let those that run go on.
+
+        Args:
+            seconds: how long those may go on; what is not finished then fails.
+        """
+        with self._changed:
+            self._refuse()
+            begun = {own.arrived for own in self.scheduler if own.generated or own in self.scheduler.running}
+            for number, ticket in self._tickets.items():
+                ticket.stops_at = self._clock() + seconds if number in begun else float("-inf")
+
+    def _refuse(self) -> None:
+        self._stopping = StoppedError("the engine is being stopped: ask again later")
+        self._changed.notify_all()
 
     def generate(
         self,
@@ -255,10 +272,11 @@ class Engine:
                 self._forget(number)
                 for choice in sorted(ticket.open):
                     _tell(ticket.request.listener.ended, choice, "cancelled")
+            elif self._stopping is not None and now >= ticket.stops_at:
+                self._fail(number, self._stopping)
             elif now > ticket.deadline:
-                seconds = ticket.request.seconds
-                late = TimeLimitError(f"the request took longer than its {seconds} seconds")
-                self._fail(number, late if self._stopping is None or ticket.deadline >= 0 else self._stopping)
+                late = TimeLimitError(f"the request took longer than its {ticket.request.seconds} seconds")
+                self._fail(number, late)
 
     def _compute(self, work: Sequence[ScheduledSequence]) -> list[Float[Tensor, "_ vocabulary"]]:
         # In this order: a block that is copied from may have been given back and allocated anew since.

@@ -1,6 +1,5 @@
 """`allyouneed serve`: a model, loaded, behind the API on this machine."""
 
-import contextlib
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ class ServeConfig:
         max_queue: requests that may wait before further ones are refused.
         cache_megabytes: memory for keys and values.
         seconds: the longest that a request may take.
-        finish_seconds: how long answers may take to be finished after SIGTERM.
+        finish_seconds: how long answers that are begun may take to be finished after SIGTERM or Ctrl-C.
         speculate: "ngram" takes as draft tokens what followed the same tokens before; None speculates nothing.
         threads: of torch.
 
@@ -152,7 +151,10 @@ def serve(
             say(f"whoever reaches {config.host} may use it: set ALLYOUNEED_API_KEY to ask for a key")
 
     app = create_app(service, Protection(config.api_key))
-    server = make_server(app, finish_seconds=config.finish_seconds, on_ready=ready)
-    # Raised anew when the server has ended: by then everything is done.
-    with contextlib.suppress(KeyboardInterrupt):
-        server.run(sockets=[opened])
+
+    def stop_serving() -> None:
+        say(f"ending: what is begun may take {config.finish_seconds:g} more seconds (once more ends at once)")
+        engine.drain(config.finish_seconds)
+
+    server = make_server(app, finish_seconds=config.finish_seconds, on_ready=ready, on_stop=stop_serving)
+    server.run(sockets=[opened])
