@@ -29,6 +29,7 @@ from allyouneed.prompting import (
     ScoreRequest,
     Scores,
     Usage,
+    WorkerBatch,
     complete,
     score,
 )
@@ -48,7 +49,7 @@ QUESTIONS = [[KIND, *said(f"What is {place} and {place}?")] for place in range(2
 
 
 @cache
-def _engine() -> LocalBatch:
+def _engine() -> BatchModel:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALLYOUNEED_STANDINS", str(STANDINS))
         return load_batch(NAME, max_num_sequences=6, cache_megabytes=4)
@@ -185,6 +186,41 @@ class TestLocal:
         assert other.identity["weights"] != alone.identity["weights"]
         assert other.identity["tokenizer"] == alone.identity["tokenizer"]
         assert LocalBatch(alone.model, alone.tokenizer).identity != alone.identity
+
+
+class TestWorkers:
+    def test_processes_answer_as_one(self, engine: EngineBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ALLYOUNEED_STANDINS", str(STANDINS))
+        model = load_batch(NAME, max_num_sequences=6, cache_megabytes=4, workers=2)
+        assert isinstance(model, WorkerBatch) and isinstance(model, BatchModel)
+        prompts = [*QUESTIONS[:9], said("long " * 2000)]
+        found = complete(model, prompts, new_tokens=8, sampling=GREEDY)
+        assert [found[place].text for place in range(9)] == complete(
+            engine, prompts[:9], new_tokens=8, sampling=GREEDY
+        ).texts
+        assert found.failed == [9] and model.identity == engine.identity
+        scores = score(model, QUESTIONS[:3], [["a", "b"]] * 3)
+        for own, other in zip(scores, score(engine, QUESTIONS[:3], [["a", "b"]] * 3), strict=True):
+            assert own.answer.log_probabilities == pytest.approx(other.answer.log_probabilities, abs=2e-4)
+
+        # One is killed: its prompts fail, the other's are answered.
+        os.kill(model._processes[1].pid or 0, signal.SIGKILL)
+        model._processes[1].join()
+        rest = complete(model, QUESTIONS[:6], new_tokens=8, sampling=GREEDY)
+        assert rest.failed == [1, 3, 5] and "ended by itself" in str(rest[1].error) and rest[4].text
+
+        def refuse(place: int, result: Any) -> None:
+            raise OSError("disk full")
+
+        with pytest.raises(OSError, match="disk full"):
+            model.complete([CompletionRequest(own, 8) for own in QUESTIONS], refuse)
+        assert not any(process.is_alive() for process in model._processes)
+
+    def test_what_cannot_be_loaded_says_so(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="config"):
+            load_batch(tmp_path, workers=2)
+        with pytest.raises(ValueError, match="workers 0"):
+            load_batch(NAME, workers=0)
 
 
 class TestStore:

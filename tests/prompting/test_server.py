@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -80,6 +80,21 @@ class TestOurServer:
         found = complete(model, QUESTIONS, new_tokens=9, sampling=sampling, seed=seeds, stop_strings=["e"])
         wanted = complete(engine, QUESTIONS, new_tokens=9, sampling=sampling, seed=seeds, stop_strings=["e"])
         assert found.texts == wanted.texts and len(set(found.texts)) > 6
+
+    def test_a_schema_is_followed_there_too(self, served: str) -> None:
+        model = ServerBatch(served, NAME, key_variable="THE_KEY")
+        found = complete(model, QUESTIONS[:5], new_tokens=9, schema=Literal["red", "blue"], sampling=Sampling(2.0))
+        assert found.unparsed == found.failed == [] and {result.value for result in found} <= {"red", "blue"}
+        refused = complete(model, QUESTIONS[:1], schema={"type": "array", "uniqueItems": True})
+        assert "uniqueItems" in str(refused[0].error)
+
+    def test_log_probabilities_are_those_of_the_engine(self, served: str, engine: EngineBatch) -> None:
+        model = ServerBatch(served, NAME, key_variable="THE_KEY")
+        prompts, options = ["Once upon a", "It was"], [[" time", " day"], [" the", " a good"]]
+        found, wanted = score(model, prompts, options), score(engine, prompts, options)
+        for own, other in zip(found, wanted, strict=True):
+            assert own.answer.tokens == other.answer.tokens
+            assert own.answer.log_probabilities == pytest.approx(other.answer.log_probabilities, abs=1e-3)
 
     def test_a_wrong_key_or_name_ends_at_once(self, served: str, monkeypatch: pytest.MonkeyPatch) -> None:
         began = time.monotonic()

@@ -6,6 +6,7 @@ they are needed, by the `model_type` of the checkpoint, since a room brings its 
 """
 
 import importlib
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from allyouneed.hub import (
     architecture_of,
     open_model,
 )
-from allyouneed.prompting import LocalBatch
+from allyouneed.prompting import BatchModel, WorkerBatch
 from allyouneed.text import ChatTemplate, LanguageModel, LocalChat, Tokenizer
 
 
@@ -132,7 +133,8 @@ def load_batch(
     quantize: Quantization | None = None,
     max_num_sequences: int = 16,
     cache_megabytes: int = 512,
-) -> LocalBatch:
+    workers: int = 1,
+) -> BatchModel:
     """Load a published model to complete many prompts in one call, as `allyouneed.prompting` does.
 
     It runs on the serving room's engine. A model that is no decoder answers one by one, with a warning.
@@ -144,12 +146,28 @@ def load_batch(
         quantize: as for `load_model`.
         max_num_sequences: how many are generated at once.
         cache_megabytes: memory for keys and values.
+        workers: processes, each with the model, a thread and a part of the prompts; this one alone where 1. A script
+            that asks for more does so under `if __name__ == "__main__":`.
 
     Raises:
-        ValueError: a number out of range, a template with a mistake, or a decoder that the engine cannot run.
+        ValueError: a number out of range, an opened checkpoint for several processes, a template with a mistake, or a
+            decoder that the engine cannot run.
 
     Further errors are those of `load_model`.
     """
+    if workers != 1:
+        if isinstance(name, StoredModel):
+            raise ValueError(f"{name.source} is open here: {workers} processes open a model by its name themselves")
+        load = partial(
+            load_batch,
+            name,
+            dtype=dtype,
+            device=device,
+            quantize=quantize,
+            max_num_sequences=max_num_sequences,
+            cache_megabytes=cache_megabytes,
+        )
+        return WorkerBatch(load, workers)
     stored = name if isinstance(name, StoredModel) else open_model(name)
     model, tokenizer = load_opened(stored, dtype=dtype, device=device, quantize=quantize)
     template = None if stored.chat_template is None else ChatTemplate(stored.chat_template, tokenizer)

@@ -19,6 +19,7 @@ from .requests import BatchModel, Completion, CompletionRequest, Prompt, ScoreRe
 from .results import Result, Results
 from .server import ServerBatch, ServerError
 from .store import AnswerStore
+from .workers import WorkerBatch
 
 __all__ = [
     "AnswerStore",
@@ -36,6 +37,7 @@ __all__ = [
     "ServerBatch",
     "ServerError",
     "Usage",
+    "WorkerBatch",
     "complete",
     "score",
 ]

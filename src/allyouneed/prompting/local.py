@@ -5,7 +5,6 @@ import inspect
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,25 +51,28 @@ class LocalBatch:
         self.model = model
         self.tokenizer = tokenizer
         self.template = template
+        self._identity: Mapping[str, Any] | None = None
         self.stop = {*stop, *end_tokens(model, tokenizer), *(() if template is None else template.end_tokens())}
 
-    @cached_property
+    @property
     def identity(self) -> Mapping[str, Any]:
         """Digests of the weights as they are in memory, of the tokenizer and of the template.
 
         Weights that were trained further, or quantised, are another model's, wherever they were loaded from. Reading
         them takes about a second for each gigabyte, once. Weights must not change afterwards.
         """
-        template = None
-        if self.template is not None:
-            probe = [{"role": "user", "content": "question"}]
-            template = digest([self.template.source, self.template.encode(probe)])
-        return {
-            "weights": weights_digest(self.model),
-            "tokenizer": tokenizer_digest(self.tokenizer),
-            "template": template,
-            "stop": sorted(self.stop),
-        }
+        if self._identity is None:
+            template = None
+            if self.template is not None:
+                probe = [{"role": "user", "content": "question"}]
+                template = digest([self.template.source, self.template.encode(probe)])
+            self._identity = {
+                "weights": weights_digest(self.model),
+                "tokenizer": tokenizer_digest(self.tokenizer),
+                "template": template,
+                "stop": sorted(self.stop),
+            }
+        return self._identity
 
     def complete(
         self, requests: Sequence[CompletionRequest], on_result: Callable[[int, Completion | Exception], object]
