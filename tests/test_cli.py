@@ -190,6 +190,16 @@ def test_settings_seeds_and_workers_are_honoured(monkeypatch: pytest.MonkeyPatch
     assert len(sample.marks(marked)) == 8
 
 
+def test_a_pilot_says_how_fine_the_tests_measure(monkeypatch: pytest.MonkeyPatch, runs: Path) -> None:
+    use(monkeypatch, sample.TWO_ARMS, seeds=3, claims=(sample.SMALLER,))
+    shown = call("run", "alibi", "--pilot", "--workers", "1", "--checkpoint-seconds", "1").stdout
+    assert "what the pilot promises" in shown and "small_is_smaller" in shown
+    assert "reproduced" not in shown and "No verdict is drawn" in shown
+    assert len(list(runs.glob("sample/laptop/small/seed100?-*/result.json"))) == 3
+    # Other trials than those of a run that may be recorded.
+    assert not list(runs.glob("sample/laptop/small/seed0-*"))
+
+
 def test_verdicts_are_shown_as_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, sample.TWO_ARMS, seeds=3, claims=(sample.SMALLER,))
     shown = " ".join(call("run", "alibi", "--workers", "1").stdout.split())
@@ -243,6 +253,8 @@ def test_a_later_paper_runs_though_an_earlier_one_failed(monkeypatch: pytest.Mon
         (("--record", "--seeds", "3"), ("--record", "--seeds")),
         (("--record", "--precision", "64-true"), ("--record", "--precision")),
         (("--record", "--scale", "smoke"), ("--record", "smoke")),
+        (("--record", "--pilot"), ("--record", "--pilot")),
+        (("--checkpoint-seconds", "-3"), ("checkpoint_seconds", "-3")),
     ],
     ids=lambda value: " ".join(value),
 )

@@ -124,6 +124,10 @@ def run(
     precision: Annotated[str | None, typer.Option(help="32-true or bf16-mixed, in place of the scale's own.")] = None,
     fresh: Annotated[bool, typer.Option(help="Throw away earlier trials of this configuration.")] = False,
     record: Annotated[bool, typer.Option(help="Write results/ in the room and the text generated from them.")] = False,
+    pilot: Annotated[
+        bool, typer.Option(help="Try other seeds than recorded runs have, and say how fine the claims' tests measure.")
+    ] = False,
+    checkpoint_seconds: Annotated[float, typer.Option(help="The least time between a trial's checkpoints.")] = 60.0,
 ) -> None:
     """Run experiments, and say whether the papers' claims hold.
 
@@ -136,8 +140,8 @@ def run(
     changes = dict(_setting(text) for text in settings or [])
     if len(changes) < len(settings or []):
         _fail(f"a key is set twice in {', '.join(settings or [])}")
-    if record and (changes or seeds or precision or scale == "smoke"):
-        _fail("--record keeps what the experiment declares: not with --set, --seeds, --precision or smoke")
+    if record and (changes or seeds or precision or pilot or scale == "smoke"):
+        _fail("--record keeps what the experiment declares: not with --set, --seeds, --precision, --pilot or smoke")
     from allyouneed.library import NoExperiment, experiment_of
 
     entries = [_find(name) for name in papers]
@@ -148,7 +152,19 @@ def run(
     failed = False
     for entry, experiment in zip(entries, experiments, strict=True):
         _require_device(device or experiment.scales[scale].device)
-        finished = _run_one(entry, experiment, scale, seeds, changes, workers, device, precision, fresh)
+        finished = _run_one(
+            entry,
+            experiment,
+            scale,
+            seeds=seeds,
+            settings=changes,
+            workers=workers,
+            device=device,
+            precision=precision,
+            fresh=fresh,
+            pilot=pilot,
+            checkpoint_seconds=checkpoint_seconds,
+        )
         failed |= bool(finished.failures)
         _finish(entry, finished, record)
     if failed:
@@ -174,17 +190,7 @@ def _require_device(device: str) -> None:
         _fail(f"there is no {device} device here; `allyouneed doctor` shows what there is")
 
 
-def _run_one(
-    entry: catalog.Paper,
-    experiment: "Experiment",
-    scale: str,
-    seeds: int | None,
-    changes: dict[str, str],
-    workers: int | None,
-    device: str | None,
-    precision: str | None,
-    fresh: bool,
-) -> "Run":
+def _run_one(entry: catalog.Paper, experiment: "Experiment", scale: str, **options: Any) -> "Run":
     """Run one experiment under a display of its progress."""
     from allyouneed.evidence import SettingError
     from allyouneed.evidence import run as run_experiment
@@ -196,12 +202,7 @@ def _run_one(
             return run_experiment(
                 experiment,
                 scale,  # pyright: ignore[reportArgumentType]
-                seeds=seeds,
-                settings=changes,
-                workers=workers,
-                device=device,
-                precision=precision,
-                fresh=fresh,
+                **options,
                 watch=watch,
             )
     except (SettingError, ValueError) as error:
@@ -228,7 +229,9 @@ def _finish(entry: catalog.Paper, run: "Run", record: bool) -> None:
         console.print("No trial finished: there is nothing to judge.")
         return
     contents = recorded(run, complete=False)
-    if run.scale_name == "smoke":
+    if run.is_pilot:
+        _print_resolutions(run)
+    elif run.scale_name == "smoke":
         ran = "Some trials failed" if run.failures else "Every line ran"
         console.print(f"{ran}; at this scale no verdict is drawn.")
     else:
@@ -469,6 +472,20 @@ def doctor() -> None:
     works = [paper.room for paper in catalog.papers() if paper.status == "works"]
     table.add_row("rooms", f"{len(works)} of {len(catalog.papers())} work: {', '.join(works)}")
     console.print(table)
+
+
+def _print_resolutions(run: "Run") -> None:
+    """Print how fine each claim's test measures, by a pilot."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from allyouneed.evidence.wording import resolution_rows
+
+    table = Table("claim", "measured", "half-width", "from the bound", "fine enough", title="what the pilot promises")
+    for row in resolution_rows(run.experiment.claims, run.findings()):
+        table.add_row(*map(escape, row))
+    console.print(table)
+    console.print("Fine enough is a half-width of at most half the distance to the nearest bound. No verdict is drawn.")
 
 
 def _print_verdicts(results: dict) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from allyouneed.evidence import Context, Task, TrialResult
-from allyouneed.evidence import trial as trial_module
-from allyouneed.evidence.trial import as_json, code_digest, digest, run_trial
+from allyouneed.evidence import Context, Task, TrialResult, digests
+from allyouneed.evidence.digests import as_json, code_digest, digest
+from allyouneed.evidence.trial import run_trial
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -80,11 +80,18 @@ def test_a_digest_depends_on_nothing_that_changes_no_result(tmp_path: Path) -> N
     assert digest(changed) == digest(task(tmp_path))
 
 
-def test_another_torch_is_another_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("package", ["torch", "numpy"])
+def test_another_version_is_another_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     import importlib.metadata
 
+    before, there = digest(task(tmp_path)), importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.0.0" if name == package else there(name))
+    assert digest(task(tmp_path)) != before
+
+
+def test_another_python_is_another_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = digest(task(tmp_path))
-    monkeypatch.setattr(importlib.metadata, "version", lambda package: "2.0.0")
+    monkeypatch.setattr("platform.python_version", lambda: "3.99.0")
     assert digest(task(tmp_path)) != before
 
 
@@ -100,8 +107,8 @@ def test_the_code_of_a_room_is_what_its_trial_runs_on_and_no_more(monkeypatch: p
             found.add(name)
         return path
 
-    find = trial_module._source
-    monkeypatch.setattr(trial_module, "_source", source)
+    find = digests._source
+    monkeypatch.setattr(digests, "_source", source)
     code_digest.__wrapped__("allyouneed.papers.alibi.experiment")
     assert {
         "allyouneed.papers.alibi.experiment",
@@ -116,9 +123,23 @@ def test_the_code_of_a_room_is_what_its_trial_runs_on_and_no_more(monkeypatch: p
         "allyouneed.training.checkpoint",
         "allyouneed.evidence.trial",
     } <= found
-    judging = {name for name in found if name.startswith("allyouneed.evidence")} - {"allyouneed.evidence.trial"}
-    assert not judging
+    running = {f"allyouneed.evidence.{part}" for part in ("trial", "context", "stages")}
+    assert {name for name in found if name.startswith("allyouneed.evidence")} == running
     assert not found & {"allyouneed.cli", "allyouneed.library", "allyouneed.catalog"}
+
+
+def test_code_that_is_named_in_a_string_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As rooms are that load a model by its architecture."""
+    name = f"named_by_tests_{abs(hash(tmp_path))}"
+    (tmp_path / name).mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / name / "__init__.py").touch()
+    (tmp_path / name / "trial.py").write_text(f'READER = "{name}.reader:Reader"\n')
+    digests_seen = []
+    for text in ("class Reader: pass", "class Reader: changed = True"):
+        (tmp_path / name / "reader.py").write_text(text)
+        digests_seen.append(code_digest.__wrapped__(f"{name}.trial"))
+    assert digests_seen[0] != digests_seen[1]
 
 
 def test_a_trial_whose_code_is_in_no_file_is_refused(tmp_path: Path) -> None:
@@ -168,6 +189,16 @@ def test_the_time_of_attempts_that_were_stopped_counts(tmp_path: Path) -> None:
     result = run_trial(tried).result
     assert result is not None
     assert 1000 < result.seconds < 1060
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"seconds": "long"}', '{"seconds": -5}', '{"seconds": NaN}'])
+def test_damaged_progress_is_named_and_counts_as_none(tmp_path: Path, damage: str) -> None:
+    tried = task(tmp_path, learn_nothing)
+    tried.folder.mkdir()
+    (tried.folder / "progress.json").write_text(damage)
+    record = run_trial(tried)
+    assert record.result is not None and record.result.seconds < 60
+    assert "progress.json is damaged" in (tried.folder / "log.txt").read_text()
 
 
 def test_what_a_killed_trial_logged_is_whole_lines(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allyouneed.evidence.claims import Better, Claim, Equivalent, Exact, TrialResult
+from allyouneed.evidence.claims import Better, Claim, ClaimTest, Equivalent, Exact, Resolution, TrialResult
 from allyouneed.evidence.wording import (
     claim_rows,
     column,
@@ -16,6 +17,7 @@ from allyouneed.evidence.wording import (
     minutes,
     number,
     outcome,
+    resolution_rows,
     seed_count,
     verdict_counts,
 )
@@ -178,3 +180,30 @@ def test_what_was_compared_and_on_what():
     assert machine({"environment": environment}) == "Ryzen (2 cores)"
     assert machine({"environment": environment | {"cores": 1}}) == "Ryzen (1 core)"
     assert machine({"environment": environment | {"device": "H200"}}) == "H200, Ryzen (2 cores)"
+
+
+def test_a_pilot_says_what_is_measured_finely_enough():
+    def row(test: ClaimTest, **values: list[float]) -> tuple[str, ...]:
+        tried = Claim("tried", "It is.", "Table 1", test, "All.")
+        results = [
+            TrialResult(arm, seed, {}, {"loss": value}, {}, 1.0)
+            for arm, row in values.items()
+            for seed, value in enumerate(row)
+        ]
+        [found] = resolution_rows([tried], {"tried": tried.judge(results, range(3))})
+        return found
+
+    # Half-widths of 0.248 (three samples 0.1 apart), with the bound at a distance of 1 and of 0.4.
+    assert row(Better("loss", "a", 2.0), a=[0.9, 1.0, 1.1]) == ("tried", "−1", "0.2484", "1", "yes")
+    assert row(Better("loss", "a", 1.4), a=[0.9, 1.0, 1.1]) == ("tried", "−0.4", "0.2484", "0.4", "no")
+    assert row(Better("loss", "a", 2.0, relative=True), a=[0.9, 1.0, 1.1])[1].endswith(" %")
+    assert row(Better("loss", "a", 2.0), a=[1.0, 1.0, 1.0]) == ("tried", "−1", "0", "1", "yes")
+    assert row(Exact("loss", ("a",), at_most=2.0), a=[1.0, 1.0, 1.5])[2:] == ("–", "–", "–")
+
+
+def test_what_a_claim_promised_stands_beside_its_interval():
+    claim = Claim("a", "b", "c", Better("loss", "a", 2.0), "d", resolution=Resolution(0.2, 3, "pilot"))
+    results = [TrialResult("a", seed, {}, {"loss": value}, {}, 1.0) for seed, value in enumerate([0.9, 1.0, 1.1])]
+    assert outcome(claim.record(claim.judge(results, range(3)))) == "−1.00 [−1.25, −0.75] (±0.2 expected)"
+    relative = replace(claim, test=Better("loss", "a", 2.0, relative=True))
+    assert outcome(relative.record(relative.judge(results, range(3)))).endswith(" % (±20 % expected)")

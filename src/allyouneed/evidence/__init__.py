@@ -12,12 +12,14 @@ from .claims import (
     TrialResult,
     Verdict,
 )
+from .context import Context
 from .experiment import SCALES, Experiment, Scale, ScaleName, SettingError
 from .figures import curves_figure, draw_curves, panels, save_figure
 from .results import ResultsError, judge_again, read_results, record, trials_of, verify, write_results
 from .runner import Progress, Run, plan, run, runs_folder, usable_cores
+from .stages import Stage
 from .statistics import Interval, mean_interval
-from .trial import Context, Record, Task
+from .trial import Record, Task
 
 __all__ = [
     "SCALES",
@@ -38,6 +40,7 @@ __all__ = [
     "Scale",
     "ScaleName",
     "SettingError",
+    "Stage",
     "Task",
     "Trend",
     "TrialResult",

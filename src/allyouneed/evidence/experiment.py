@@ -13,7 +13,7 @@ from .claims import Claim, TrialResult
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .trial import Context
+    from .context import Context
 
 ScaleName = Literal["smoke", "laptop", "gpu"]
 SCALES: tuple[ScaleName, ...] = get_args(ScaleName)

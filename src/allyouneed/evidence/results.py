@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from .claims import TrialResult
+from .context import EXHIBITS
+from .digests import as_json
 from .environment import environment
 from .experiment import Experiment
 from .runner import Run
-from .trial import EXHIBITS, as_json
 
 
 class ResultsError(ValueError):
@@ -32,6 +33,8 @@ def record(run: Run, *, complete: bool = True) -> dict[str, Any]:
     """
     if complete and os.environ.get("ALLYOUNEED_STANDINS"):
         raise ResultsError("a run on stand-ins for data is not recorded: unset ALLYOUNEED_STANDINS")
+    if complete and run.is_pilot:
+        raise ResultsError(f"a run with seeds {run.seeds[0]} to {run.seeds[-1]} is a pilot, and is not recorded")
     if complete and run.failures:
         names = ", ".join(f"{failure.arm}, seed {failure.seed}" for failure in run.failures)
         raise ResultsError(f"a run with missing trials is not recorded: {names}")

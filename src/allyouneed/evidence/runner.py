@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from .claims import Finding, TrialResult
+from .digests import digest
 from .experiment import Experiment, Scale, ScaleName
-from .trial import Record, Task, digest, run_trial
+from .trial import Record, Task, run_trial
 
 # A worker that dies takes the pool with it, and innocent trials too. Those that had begun are tried again by
 # themselves, and one that dies then is to blame.
 _ATTEMPTS = 2
+# What tells the libraries of numerics how many threads they may have.
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+PILOT_SEEDS_FROM = 1_000
+"""The first seed of pilots, which no recorded run has."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,11 @@ class Run:
         order = list(self.scale.arms)
         results = [record.result for record in self.records if record.result is not None]
         return sorted(results, key=lambda result: (order.index(result.arm), result.seed))
+
+    @property
+    def is_pilot(self) -> bool:
+        """Whether the seeds are others than a recorded run's."""
+        return self.seeds[0] >= PILOT_SEEDS_FROM
 
     @property
     def failures(self) -> list[Record]:
@@ -80,15 +91,17 @@ class Progress:
             if (task.arm, task.seed) in ended:
                 done += 1
             elif (shown := _read_progress(task.folder)) is not None:
-                done += 0.99 * shown["step"] / shown["steps"]
-                loss = shown["loss"]
+                done += 0.99 * shown[0]
+                loss = shown[1]
         return done, total, loss
 
 
-def _read_progress(folder: Path) -> Mapping[str, Any] | None:
+def _read_progress(folder: Path) -> tuple[float, float | None] | None:
+    """Read how much of a trial is done, and its latest loss; None where nothing can be read."""
     try:
-        return json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        shown = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        return min(1.0, max(0.0, shown["step"] / shown["steps"])), shown["loss"]
+    except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError):
         return None
 
 
@@ -111,6 +124,7 @@ def plan(
     device: str = "cpu",
     precision: str = "32-true",
     checkpoint_seconds: float = 60.0,
+    stages: Path | None = None,
 ) -> list[Task]:
     """Give every trial of a run, each with a folder that no other configuration or code shares.
 
@@ -119,7 +133,7 @@ def plan(
     tasks = []
     for seed in seeds:
         for arm, config in arms.items():
-            task = Task(experiment.trial, arm, seed, config, folder, device, precision, checkpoint_seconds)
+            task = Task(experiment.trial, arm, seed, config, folder, device, precision, checkpoint_seconds, stages)
             tasks.append(dataclasses.replace(task, folder=folder / arm / f"seed{seed}-{digest(task)}"))
     return tasks
 
@@ -136,6 +150,8 @@ def run(
     fresh: bool = False,
     folder: Path | None = None,
     checkpoint_seconds: float = 60.0,
+    pilot: bool = False,
+    in_process: bool = False,
     watch: Callable[[Progress], None] | None = None,
 ) -> Run:
     """Run every trial that has no result yet, and return all of them.
@@ -151,11 +167,13 @@ def run(
         fresh: throw away earlier results of these trials.
         folder: where runs are kept; `runs_folder()` where None.
         checkpoint_seconds: the least time between two checkpoints of a trial.
+        pilot: try the arms on other seeds than those of recorded runs, to see how fine the claims' tests measure.
+        in_process: run the trials one after the other in this process, whose death they would share.
         watch: called at the start and whenever a trial ends.
 
     Raises:
         SettingError: as `Experiment.configured` says.
-        ValueError: fewer than one seed or worker.
+        ValueError: fewer than one seed or worker, or a time between checkpoints that is negative.
     """
     scale = experiment.configured(scale_name, settings or {})
     device, precision = device or scale.device, precision or scale.precision
@@ -163,8 +181,11 @@ def run(
     workers = (usable_cores() if device == "cpu" else 1) if workers is None else workers
     if count < 1 or workers < 1:
         raise ValueError(f"{count} seeds with {workers} workers: there must be at least one of each")
-    all_seeds = tuple(range(count))
-    own = (folder or runs_folder()) / experiment.paper / scale_name
+    if not checkpoint_seconds >= 0:
+        raise ValueError(f"checkpoint_seconds is {checkpoint_seconds}: it must be at least 0")
+    all_seeds = tuple(range(PILOT_SEEDS_FROM, PILOT_SEEDS_FROM + count) if pilot else range(count))
+    root = folder or runs_folder()
+    own = root / experiment.paper / scale_name
     tasks = plan(
         experiment,
         scale.arms,
@@ -173,11 +194,12 @@ def run(
         device=device,
         precision=precision,
         checkpoint_seconds=checkpoint_seconds,
+        stages=root / "stages",
     )
     progress = Progress(tasks)
     if watch is not None:
         watch(progress)
-    with contextlib.closing(_run_all(tasks, min(workers, len(tasks)), fresh)) as records:
+    with contextlib.closing(_run_all(tasks, min(workers, len(tasks)), fresh, in_process)) as records:
         for record in records:
             progress.records.append(record)
             if watch is not None:
@@ -185,25 +207,25 @@ def run(
     return Run(experiment, scale_name, scale, all_seeds, tuple(progress.records), device, own)
 
 
-def _run_all(tasks: list[Task], workers: int, fresh: bool) -> Generator[Record, None, None]:
+def _run_all(tasks: list[Task], workers: int, fresh: bool, in_process: bool) -> Generator[Record, None, None]:
     """Run trials in processes; yield each as it ends, and survive the death of a worker."""
-    from joblib import Parallel, delayed, parallel_config
-    from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+    if in_process:
+        yield from (run_trial(task, fresh) for task in tasks)
+        return
     waiting = {task.name: task for task in tasks}
     deaths = dict.fromkeys(waiting, 0)
     while waiting:
         suspects = [task for name, task in waiting.items() if deaths[name]]
         now = [task for name, task in waiting.items() if not deaths[name]] or suspects[:1]
         begun_before = {task.name: _begun_at(task) for task in now}
+        # What died had begun: it continues from its checkpoint, also under `fresh`.
+        freshly = [fresh and not deaths[task.name] for task in now]
         try:
-            with parallel_config(backend="loky", inner_max_num_threads=1):
-                parallel: Any = Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch="all")
-                # What died had begun: it continues from its checkpoint, also under `fresh`.
-                for record in parallel(delayed(run_trial)(task, fresh and not deaths[task.name]) for task in now):
-                    del waiting[f"{record.arm}, seed {record.seed}"]
-                    yield record
+            for record in _in_processes(now, freshly, workers):
+                del waiting[f"{record.arm}, seed {record.seed}"]
+                yield record
         except TerminatedWorkerError as error:
             left = [task for task in now if task.name in waiting]
             # Where none had begun, a worker died of what it was given.
@@ -214,10 +236,26 @@ def _run_all(tasks: list[Task], workers: int, fresh: bool) -> Generator[Record, 
                     reason = str(error).splitlines()[0]
                     log = task.folder / "log.txt"
                     yield Record(task.arm, task.seed, "failed", error=f"its process died: {reason}", log=log)
-        except BaseException:
-            pool = get_reusable_executor(reuse=True)  # pyright: ignore[reportArgumentType]
-            pool.shutdown(wait=False, kill_workers=True)
-            raise
+
+
+def _in_processes(tasks: list[Task], fresh: list[bool], workers: int) -> Generator[Record, None, None]:
+    """Run trials in so many processes of one thread each, also where it is one; yield each as it ends.
+
+    Raises:
+        TerminatedWorkerError: a process died; the others' trials have been given up too.
+    """
+    from joblib.externals.loky import ProcessPoolExecutor, as_completed
+
+    # Processes of this call alone: those of an earlier one would have the code of then.
+    executor = ProcessPoolExecutor(workers, env=dict.fromkeys(_THREADS, "1"))
+    try:
+        futures = [executor.submit(run_trial, *given) for given in zip(tasks, fresh, strict=True)]
+        for future in as_completed(futures):
+            yield future.result()
+    except BaseException:
+        executor.shutdown(wait=False, kill_workers=True)
+        raise
+    executor.shutdown()
 
 
 def _begun_at(task: Task) -> int | None:

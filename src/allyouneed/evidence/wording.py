@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, get_args
 
-from .claims import Verdict
+from .claims import Claim, Finding, Verdict
 
 NONE = "–"
 """Stands where there is no number."""
@@ -50,6 +50,27 @@ def claim_rows(results: Mapping[str, Any]) -> list[ClaimRow]:
         )
         for claim in results["claims"]
     ]
+
+
+def resolution_rows(claims: Sequence[Claim], findings: Mapping[str, Finding]) -> list[tuple[str, ...]]:
+    """Give a row for each claim of a pilot: what was measured, how finely, how far from a bound, and if it will do.
+
+    Ratios are in per cent. Exact claims are judged in every trial, and have no resolution.
+    """
+    rows = []
+    for claim in claims:
+        finding = findings[claim.id]
+        half_width, measured = finding.half_width, finding.measured
+        if claim.test.kind == "exact" or half_width is None or measured is None:
+            rows.append((claim.id, number(measured), NONE, NONE, NONE))
+            continue
+        distance = min(abs(measured - bound) for bound in finding.bounds if bound is not None)
+        in_percent = getattr(claim.test, "relative", False)
+        texts = [
+            f"{number(100 * value)} %" if in_percent else number(value) for value in (measured, half_width, distance)
+        ]
+        rows.append((claim.id, *texts, "yes" if half_width <= distance / 2 else "no"))
+    return rows
 
 
 def number(value: float | None) -> str:
