@@ -1,5 +1,7 @@
 """The published models as they are, where they were fetched."""
 
+import re
+
 import pytest
 import torch
 
@@ -39,6 +41,34 @@ def test_smollm2_knows_a_capital() -> None:
     with torch.no_grad():
         logits = model(torch.tensor([tokenizer.encode("The capital of France is")]))
     assert tokenizer.decode([int(logits[0, -1].argmax())]) == " Paris"
+
+
+def test_qwen_is_read() -> None:
+    """Its own 4-bit, 5-bit and 8-bit groups are taken apart exactly, of a layer of each kind."""
+    stored = opened("qwen2.5-coder-0.5b-instruct")
+    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    assert [stored.config[key] for key in sizes] == [151_936, 896, 24, 14, 2]
+    assert stored.config["model_type"] == "qwen2" and not stored.config["tie_word_embeddings"]
+    kinds = {}
+    for name in stored.names():
+        if len(stored.shape(name)) == 2 and re.search(r"\.(0|2)\.", name):
+            blocks = stored.blocks(name)
+            if blocks is None:
+                kinds["in full"] = name
+                continue
+            kinds[blocks.kind] = name
+            assert torch.equal(blocks.dequantized(), stored.read(name)), name
+    assert set(kinds) == {"Q4_K", "Q5_0", "Q8_0", "in full"} and "down_proj" in kinds["in full"]
+    assert stored.generation.eos_token_ids == (151_645,) and "<|im_start|>assistant" in (stored.chat_template or "")
+
+
+def test_qwen_splits_text_as_its_own_tokenizer() -> None:
+    """Ids of Qwen2.5's published tokenizer."""
+    tokenizer = opened("qwen2.5-coder-0.5b-instruct").tokenizer()
+    assert tokenizer.encode("def f(x):\n    return 12") == [750, 282, 2075, 982, 262, 470, 220, 16, 17]
+    assert tokenizer.vocabulary == 151_936 and tokenizer.special_tokens["<|im_end|>"] == 151_645
+    text = "Zwei  Wörter, 2026:\r\n\t漢字 🙂\n\n"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_minilm_is_read() -> None:

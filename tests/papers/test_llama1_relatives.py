@@ -12,7 +12,8 @@ import transformers
 from torch import Tensor, nn
 
 import allyouneed
-from allyouneed.hub import UnsupportedError, read_rotary, rotary_scaling, scaling_entry
+from allyouneed.data import is_present
+from allyouneed.hub import UnsupportedError, open_model, read_rotary, rotary_scaling, scaling_entry
 from allyouneed.nn import Block, Int8Linear, SteppingBlock, WindowCache, arrange_for_inference, tie_quantized
 from allyouneed.papers.llama1 import Llama, LlamaConfig, Mistral, MistralConfig, Qwen2, Qwen3, QwenConfig
 from allyouneed.papers.readers import READERS
@@ -428,3 +429,29 @@ def test_a_plain_configuration_is_llama_itself() -> None:
     model = Llama(LlamaConfig(11, 8, 2, 2, 8))
     assert not [name for name, _ in model.named_parameters() if "bias" in name or "query_norm" in name]
     assert all(block.window is None for block in model.blocks) and model.context == 2048
+
+
+@pytest.mark.skipif(
+    not is_present("qwen2.5-coder-0.5b-instruct"),
+    reason="qwen2.5-coder-0.5b-instruct is not in the cache: allyouneed fetch it",
+)
+def test_qwen_equals_transformers() -> None:
+    """On the same dequantised weights, in memory once; more prompts and longer texts in benchmarks/llama_parity.py."""
+    stored = open_model("qwen2.5-coder-0.5b-instruct")
+    ours = Qwen2.from_stored(stored)
+    with torch.device("meta"):
+        numbers: Any = dict(stored.config) | {"eos_token_id": None}
+        theirs: Any = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**numbers))
+    parameters = dict(ours.named_parameters())
+    theirs.load_state_dict({name.theirs: parameters[name.ours[0]] for name in ours.weight_names()}, assign=True)
+    # Buffers that were built without memory.
+    theirs.model.rotary_emb = type(theirs.model.rotary_emb)(theirs.config)
+    tokenizer = stored.tokenizer()
+    prompt = tokenizer.encode("def fibonacci(n):\n")
+    given = torch.tensor([prompt + tokenizer.encode("The capital of France is")])
+    with torch.no_grad():
+        assert relative_error(ours(given), theirs.eval()(given).logits) < 1e-5
+    greedy = transformers.GenerationConfig(do_sample=False, max_new_tokens=6, pad_token_id=0)
+    expected = theirs.generate(torch.tensor([prompt]), generation_config=greedy)[0, len(prompt) :].tolist()
+    assert generate(ours, [prompt], new_tokens=6, sampling=Sampling.greedy()) == [expected]
+    assert tokenizer.decode(expected).startswith("    if n")
