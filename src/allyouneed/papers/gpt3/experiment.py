@@ -60,7 +60,7 @@ CLAIMS = (
     Claim(
         id="question_types_rise",
         statement="Sorting questions into 13 types, accuracy rises with the number of examples.",
-        source="Figure 1.2, line without a prompt in words",
+        source="not in the paper (another task than Figure 1.2, its line without a prompt in words)",
         paper_value="0 to about 66 % with 0 to some 50 examples at 175B, 0 to 4 % at 1.3B (symbol insertion, read off)",
         test=rises("question_type"),
         scale_gap=f"{SMALL} Another task than the figure's, of which small models learn something.",
@@ -76,7 +76,7 @@ CLAIMS = (
     Claim(
         id="sentiment_rises",
         statement="Sorting opinions into four kinds, accuracy rises with the number of examples.",
-        source="Figure 1.3",
+        source="not in the paper (Figure 1.3 is an average of other tasks)",
         paper_value="no task of this kind; the average of 42 tasks rises from 43 to 57 % at 175B, 23 to 25 % at 125M",
         test=rises("sentiment"),
         scale_gap=f"{SMALL} Opinions were translated by machine, and their labels are noisy.",

@@ -52,7 +52,7 @@ CLAIMS = (
             "With as many parameters and as much training compute, a model of LLaMA's blocks ends at least 0.02 nats "
             "a byte below one of GPT-2's."
         ),
-        source="Section 2.2 (its changes to the transformer, each taken over from another model)",
+        source="not in the paper (section 2.2 lists the changes, each taken over from another model)",
         paper_value=None,
         test=Better("loss", arm="large_whole", than="gpt2_whole", margin=NATS),
         scale_gap=(
@@ -69,7 +69,7 @@ CLAIMS = (
         ),
         source="Section 1; Figure 1, read across at equal compute",
         paper_value=(
-            "training loss 1.73 of 13B after 1.0T tokens against 1.80 of 65B after 0.2T, in the middle of its schedule "
+            "training loss 1.73 of 13B after 1.0T tokens against 1.79 of 65B after 0.2T, in the middle of its schedule "
             "(read off the figure)"
         ),
         test=Better("loss", arm="medium_whole", than="large_whole", margin=NATS),
@@ -81,7 +81,7 @@ CLAIMS = (
             "The small model is trained past its compute-optimal point: with half of the compute, the medium one is "
             "already better."
         ),
-        source="Section 1 (Hoffmann et al. would train 10B on 200B tokens; 7B is trained on 1T)",
+        source="not in the paper, which takes it from Hoffmann et al. (section 1: 10B on 200B tokens; 7B has 1T)",
         paper_value=None,
         test=Better("loss", arm="medium_half", than="small_half"),
         scale_gap=f"{TINY} The point is found by comparing sizes at equal compute, and not by a fitted law.",
