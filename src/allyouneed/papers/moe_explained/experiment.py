@@ -60,7 +60,7 @@ CLAIMS = (
     Claim(
         id="capacity_drops_fewer",
         statement="The larger the capacity factor, the fewer tokens are dropped.",
-        source="Section 'Capacity Factor and Communication costs'",
+        source="Section 'Switch Transformers' (a factor above 1 is a buffer)",
         paper_value=None,
         test=Trend("dropped", arms_at=FACTORS, law="linear", below=0.0),
         scale_gap=TINY,

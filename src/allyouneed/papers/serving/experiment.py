@@ -85,7 +85,7 @@ CLAIMS = (
             "Where one prompt in ten is long, computing prompts in chunks lowers the 99th percentile of the pauses "
             "between a text's tokens by half or more."
         ),
-        source="Section 3.2.4, chunked prefills (SARATHI)",
+        source="Not in the survey: Agrawal et al. 2024 (Sarathi-Serve); section 3.2.4 has chunks for pipelines only",
         paper_value=None,
         test=Better("pause_p99", "prompts_in_chunks", "prompts_whole", margin=0.5, relative=True),
         scale_gap=f"{NONE_GIVEN} {RANDOM}",
@@ -114,7 +114,7 @@ CLAIMS = (
     Claim(
         id="prefixes",
         statement="Prompts that begin with the same 200 tokens cost less than half once their blocks are shared.",
-        source="Section 3.2.3 (sequences that share blocks)",
+        source="Not in the survey: Zheng et al. 2023 (SGLang); section 3.2.3 shares within one request",
         paper_value=None,
         test=Better("computed_prompt_tokens", "prefixes_shared", "prefixes_not_shared", margin=0.5, relative=True),
         scale_gap="Counted in tokens; which prompts begin alike is the application's affair.",
@@ -163,7 +163,7 @@ CLAIMS = (
         statement=(
             "Where SmolLM2 repeats a passage, proposing what followed the same tokens saves a third of its passes."
         ),
-        source="Section 3.1.1 (drafts without a model)",
+        source="Not in the survey: Saxena 2023 (prompt lookup decoding)",
         paper_value=None,
         test=Better("passes_a_token", "lookup", 1.0, margin=1 / 3, relative=True),
         scale_gap="Text that repeats its prompt is what this is for; on other text it seldom proposes anything.",
@@ -179,7 +179,7 @@ CLAIMS = (
     Claim(
         id="few_bits_together",
         statement="and of that gain, as a factor, at least a tenth is lost where sixteen are written at once.",
-        source="Section 3.2.1 (fewer bits may even be slower, for want of kernels)",
+        source="Not in the survey, whose section 3.2.1 says only that fewer bits may be slower, for want of kernels",
         paper_value=None,
         test=Better("gain_lost", "eight_bits", 0.0, margin=0.1, direction="higher"),
         scale_gap="By the kernels that torch has for a CPU.",
