@@ -54,7 +54,7 @@ def arms(
 
 
 TINY = (
-    "0.1 million parameters, 16 patches and 64,000 images seen stand for 307 million, 256 patches and hundreds of "
+    "0.1 million parameters, 16 patches and 64,000 images seen stand for 307 million, 196 patches and hundreds of "
     "millions. The smallest set is of 500 images, seen 128 times."
 )
 POINTS = (
