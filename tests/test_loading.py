@@ -247,6 +247,20 @@ def test_what_names_the_rooms_imports_none() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+def test_a_class_does_not_say_that_it_reads_what_it_refuses(tmp_path: Path) -> None:
+    write_model(tmp_path, {"model_type": "t5", "architectures": ["T5EncoderModel"]}, [("a", torch.zeros(1))])
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "Bytes"}}')
+    with pytest.raises(UnsupportedError, match=r"is a T5EncoderModel; T5 reads [\w, ]*$"):
+        allyouneed.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_one_file_of_a_folder_is_no_model(file: str, tmp_path: Path) -> None:
+    write_model(tmp_path, {"model_type": "llama"}, [("a", torch.zeros(1))])
+    with pytest.raises(UnsupportedError, match=f"{file} is one file of a checkpoint: give the folder that it is in"):
+        allyouneed.load(tmp_path / file)
+
+
 @pytest.mark.parametrize("kind", [*READERS, *IMAGE_READERS])
 def test_a_class_says_whose_a_folder_is_that_it_does_not_read(kind: str, tmp_path: Path) -> None:
     from allyouneed.papers.bert import Bert

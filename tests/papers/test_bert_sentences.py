@@ -102,6 +102,15 @@ def test_vectors_are_scaled_only_where_the_folder_says_so(tmp_path: Path) -> Non
     assert (ours.embed(TEXTS).norm(dim=1) - 1).abs().min() > 0.1
 
 
+def test_modules_stand_in_the_order_of_the_list(tmp_path: Path) -> None:
+    theirs = published(tmp_path, modes="cls")
+    modules = json.loads((tmp_path / "modules.json").read_text())
+    for module in modules:
+        del module["idx"]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    close(SentenceEmbedder.from_pretrained(tmp_path).embed(TEXTS), expected(theirs))
+
+
 def test_the_published_asset_s_layout(tmp_path: Path) -> None:
     """Its configuration of pooling lies beside the weights, and `1_Pooling` is no folder."""
     shutil.copytree(STANDIN, tmp_path, dirs_exist_ok=True)
@@ -185,6 +194,16 @@ def module(place: int, kind: str) -> Change:
     return write
 
 
+def only(*kinds: str) -> Change:
+    listed = [{"idx": place, "name": "", "path": f"{place}_", "type": kind} for place, kind in enumerate(kinds)]
+    listed[0]["path"] = ""
+    return lambda folder: (folder / "modules.json").write_text(json.dumps(listed)) and None
+
+
+def unsaid(folder: Path) -> None:
+    (folder / "1_Pooling" / "config.json").unlink()
+
+
 def pickled(folder: Path) -> None:
     (folder / "2_Dense" / "model.safetensors").rename(folder / "2_Dense" / "pytorch_model.bin")
 
@@ -195,6 +214,9 @@ def pickled(folder: Path) -> None:
         (module(2, "LayerNorm"), UnsupportedError, r"modules\.json: module 2 is a LayerNorm; a Transformer, then"),
         (module(2, "Pooling"), UnsupportedError, r"modules\.json: module 2 is a Pooling"),
         (module(0, "WordEmbeddings"), UnsupportedError, r"the first must be a Transformer"),
+        (only("Transformer"), UnsupportedError, r"modules\.json lists no Pooling"),
+        (only("Transformer", "Dropout"), UnsupportedError, r"modules\.json lists no Pooling"),
+        (unsaid, FileNotFoundError, "lacks 1_Pooling/config.json, which says how"),
         (to("1_Pooling/config.json", pooling_mode="median"), UnsupportedError, "pooling_mode: modes are .'median'"),
         (to("1_Pooling/config.json", embedding_dimension=7), UnsupportedError, "embedding_dimension is 7; only 32"),
         (to("1_Pooling/config.json", other=True), UnsupportedError, "other is True, which is not supported"),

@@ -345,6 +345,7 @@ def test_refuses_a_batch_without_targets():
     [
         ("steps", 0),
         ("steps", -1),
+        ("steps", True),
         ("accumulate", 0),
         ("learning_rate", 0.0),
         ("learning_rate", -0.1),
@@ -362,8 +363,13 @@ def test_refuses_a_batch_without_targets():
     ],
 )
 def test_refuses_a_configuration(name: str, value: Any):
-    with pytest.raises(ValueError, match=re.escape(f"{name} is {value}")):
+    with pytest.raises(ValueError, match=re.escape(f"{name} is {value!r}: it must be ")):
         TrainingConfig(**{"steps": 1, "learning_rate": 0.1} | {name: value})
+
+
+def test_refuses_a_loss_that_is_no_sum_with_its_targets():
+    with pytest.raises(ValueError, match="the loss gave a Tensor: it must give a Loss"):
+        train(decoder(), drawn, lambda model, batch: model(batch).sum(), TrainingConfig(1, 0.1))
 
 
 @pytest.mark.parametrize("factor", [-0.5, math.nan, math.inf])

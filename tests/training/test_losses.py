@@ -78,6 +78,25 @@ def nothing_learned() -> LabelledBatch:
     return batch._replace(labels=torch.full_like(batch.labels, IGNORE_INDEX))
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("tokens", 17, "a token is 17: the model's vocabulary has 0 to 16"),
+        ("tokens", -1, "a token is -1"),
+        ("labels", 17, "a label that is not -100 is 17"),
+        ("labels", -1, "a label that is not -100 is -1"),
+    ],
+)
+def test_what_the_model_does_not_know_is_refused(part: str, value: int, said: str):
+    batch = label_pairs(PAIRS, pad=0)
+    changed = getattr(batch, part).clone()
+    changed[-1, 1] = value
+    with pytest.raises(ValueError, match=said):
+        next_token_loss(decoder(), batch._replace(**{part: changed}))
+    with pytest.raises(ValueError, match="a token is 17"):
+        next_token_loss(decoder(), torch.tensor([[1, 2, 17]]))
+
+
 def test_a_batch_without_labels_is_zero_and_no_training_takes_it():
     total, targets = next_token_loss(decoder(), nothing_learned())
     assert (total.item(), int(targets)) == (0.0, 0)

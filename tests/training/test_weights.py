@@ -202,6 +202,18 @@ class TestLeft:
             and "blocks.1.attention.sublayer.output.base" in result.frozen
         )
 
+    @pytest.mark.parametrize(("dtype", "other"), [(torch.float16, True), (torch.bfloat16, False)])
+    def test_one_16_bit_type_is_not_computed_in_the_other(self, dtype: torch.dtype, other: bool):
+        fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+        model = decoder().to(dtype)
+        if not other:
+            train(model, drawn, next_token_loss, TrainingConfig(1, 1e-2), fabric=fabric)
+            return
+        with pytest.raises(
+            ValueError, match=r"are in torch\.float16, and .* computes in torch\.bfloat16: load the model"
+        ):
+            train(model, drawn, next_token_loss, TrainingConfig(1, 1e-2), fabric=fabric)
+
     @pytest.mark.parametrize(
         ("model", "message"),
         [

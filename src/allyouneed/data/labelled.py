@@ -4,6 +4,7 @@ Import this module by its name; it imports torch.
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Literal, NamedTuple
 
 import torch
@@ -86,7 +87,14 @@ def _rows(
 
 
 def _checked(number: int, part: Tokens) -> Tensor:
-    tokens = torch.as_tensor(part, dtype=torch.int64)
+    if isinstance(part, str):
+        raise ValueError(
+            f"pair {number} has the text {part!r:.40}: pairs are of tokens, as text.encode_pairs makes them of texts"
+        )
+    tokens = torch.as_tensor(part)
+    if len(tokens) and (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool):
+        raise ValueError(f"pair {number} has numbers of {tokens.dtype}: tokens are whole numbers")
+    tokens = tokens.to(torch.int64)
     if tokens.ndim != 1:
         raise ValueError(f"pair {number} has a part of shape {tuple(tokens.shape)}: it must be one row of tokens")
     if len(tokens) and int(tokens.min()) < 0:
@@ -120,8 +128,8 @@ def _padded(rows: Sequence[LabelledBatch], pad: int, side: Side) -> LabelledBatc
     """Make one batch of rows of any lengths."""
     if side not in ("left", "right"):
         raise ValueError(f"side is {side!r}: padding stands on the 'left' or on the 'right'")
-    if pad < 0:
-        raise ValueError(f"pad is {pad}: it must be a token of the vocabulary, 0 or more")
+    if not isinstance(pad, Integral) or isinstance(pad, bool) or pad < 0:
+        raise ValueError(f"pad is {pad!r}: it must be a token of the vocabulary, 0 or more")
     fillings = (pad, IGNORE_INDEX, False)
     return LabelledBatch(
         *(

@@ -50,12 +50,12 @@ def check_architecture(stored: StoredModel, reader: Any, base: Any) -> None:
         called = f"a {', '.join(heads)}, " if heads else ""
         raise UnsupportedError(
             f"{stored.source} is {called}of model_type {kind!r}; {reader.__name__} reads the model_type "
-            f"{' or '.join(map(repr, types))}{_whose(stored.config, base)}"
+            f"{' or '.join(map(repr, types))}{_whose(stored.config, reader, base)}"
         )
     if heads and not set(heads) & set(reader.architectures):
         raise UnsupportedError(
             f"{stored.source} is a {', '.join(heads)}; {reader.__name__} reads {', '.join(reader.architectures)}"
-            f"{_whose(stored.config, base)}"
+            f"{_whose(stored.config, reader, base)}"
         )
     for key in ("quantization_config", "per_layer_config", "pruned_heads"):
         refuse_unless(stored.config, key, (None, {}))
@@ -72,8 +72,11 @@ def _heads(config: Mapping[str, Any]) -> list[str]:
     return list(map(str, named)) if isinstance(named, list) else []
 
 
-def _whose(config: Mapping[str, Any], base: Any) -> str:
-    """Name the classes that read a configuration: those that are imported, or else the one that `load` takes."""
+def _whose(config: Mapping[str, Any], refusing: Any, base: Any) -> str:
+    """Name the classes that read a configuration: those that are imported, or else the one that `load` takes.
+
+    The class that refuses it is none of them.
+    """
     kind = config.get("model_type")
     heads = _heads(config)
     found = [
@@ -82,7 +85,7 @@ def _whose(config: Mapping[str, Any], base: Any) -> str:
         if kind in reader.model_types and set(heads) & set(reader.architectures)
     ]
     usual = {**READERS, **IMAGE_READERS}.get(kind) if isinstance(kind, str) else None
-    if usual is not None and not found:
+    if usual is not None and not found and not usual.endswith(f":{refusing.__name__}"):
         found = [usual.replace(":", ".")]
     return f"; {' and '.join(dict.fromkeys(found))} {'reads' if len(found) == 1 else 'read'} it" if found else ""
 

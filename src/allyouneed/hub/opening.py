@@ -6,6 +6,7 @@ from pathlib import Path
 
 from allyouneed.data import ASSETS, fetch
 
+from .errors import UnsupportedError
 from .folder import CONFIG, INDEX, TEMPLATE, SafetensorsFolder
 from .gguf_model import GGUFModel
 from .stored import StoredModel
@@ -57,6 +58,8 @@ def open_model(name_or_folder: str | Path) -> StoredModel:
     """
     path = model_path(name_or_folder)
     if path.is_file():
+        if path.suffix in (".safetensors", ".json"):
+            raise UnsupportedError(f"{path} is one file of a checkpoint: give the folder that it is in")
         return GGUFModel(path)
     ggufs = sorted(path.glob(f"*{_GGUF}"))
     if len(ggufs) == 1 and not (path / CONFIG).is_file():

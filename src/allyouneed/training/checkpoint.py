@@ -27,7 +27,7 @@ class Checkpoint:
     """Where a training keeps its state, and how often.
 
     Attributes:
-        path: the file; written beside itself and moved into place, so that it is always whole.
+        path: the file, as a path or a string; written beside itself and moved into place, so that it is always whole.
         every_seconds: the least time between two saves; 0 saves after every step.
 
     Raises:
@@ -41,6 +41,7 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if not self.every_seconds >= 0:
             raise ValueError(f"every_seconds is {self.every_seconds}: it must be 0 or more")
+        self.path = Path(self.path)
 
     @property
     def due(self) -> bool:
@@ -104,6 +105,10 @@ class Checkpoint:
         """
         if not self.path.exists():
             return None
+        if self.path.is_dir():
+            raise CheckpointError(
+                f"{self.path} is a folder: a checkpoint is one file, such as {self.path / 'state.safetensors'}"
+            )
         try:
             with safe_open(self.path, framework="pt") as file:
                 plain = json.loads(file.metadata()["state"])

@@ -2,7 +2,8 @@
 
 import math
 from dataclasses import dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
+from typing import Any
 
 from .schedules import Constant, Schedule
 
@@ -35,16 +36,19 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate"):
             value = getattr(self, name)
-            if not isinstance(value, Integral) or value < 1:
-                raise ValueError(f"{name} is {value}: it must be a whole number, 1 or more")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate is {self.learning_rate}: it must be positive and finite")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay is {self.weight_decay}: it must be 0 or more, and finite")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas is {self.betas}: it must be two numbers from 0 to below 1")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip is {self.clip}: it must be positive, or None")
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value!r}: it must be a whole number, 1 or more")
+        if not (_number(self.learning_rate) and 0 < self.learning_rate < math.inf):
+            raise ValueError(f"learning_rate is {self.learning_rate!r}: it must be positive and finite")
+        if not (_number(self.weight_decay) and 0 <= self.weight_decay < math.inf):
+            raise ValueError(f"weight_decay is {self.weight_decay!r}: it must be 0 or more, and finite")
+        betas = self.betas if isinstance(self.betas, tuple | list) else ()
+        if len(betas) != 2 or not all(_number(beta) and 0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas is {self.betas!r}: it must be two numbers from 0 to below 1")
+        if self.clip is not None and not (_number(self.clip) and self.clip > 0):
+            raise ValueError(f"clip is {self.clip!r}: it must be positive, or None")
+        if not callable(self.schedule):
+            raise ValueError(f"schedule is {self.schedule!r}: it must be a schedule, such as Cosine(warmup=100)")
 
     def learning_rate_at(self, step: int) -> float:
         """Give the learning rate of a step, counted from 0.
@@ -59,3 +63,7 @@ class TrainingConfig:
                 "it must be 0 or more, and finite"
             )
         return self.learning_rate * factor
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -48,15 +48,33 @@ def next_token_loss(model: LanguageModel, batch: Int[Tensor, "batch window"] | L
         model: gives the vectors. For a labelled batch with padding its `hidden` must take `present`, as that of every
             decoder here does.
         batch: windows of a text, or rows with labels.
+
+    Raises:
+        ValueError: a token or a label that is not in the model's vocabulary.
     """
     if not isinstance(batch, LabelledBatch):
+        weight = model.output_weight
+        _check_known(batch, weight, "token")
         hidden = model.hidden(batch[:, :-1])
-        return Loss(linear_cross_entropy(hidden, model.output_weight, batch[:, 1:]), batch[:, 1:].numel())
-    targets = batch.labels[:, 1:]
+        return Loss(linear_cross_entropy(hidden, weight, batch[:, 1:]), batch[:, 1:].numel())
+    weight, targets = model.output_weight, batch.labels[:, 1:]
+    _check_known(batch.tokens, weight, "token")
     reads: Any = model.hidden
     present = batch.present[:, :-1]
     # Without padding there is nothing to say, and attention takes its faster path.
     hidden = reads(batch.tokens[:, :-1]) if bool(present.all()) else reads(batch.tokens[:, :-1], present=present)
     counted = targets != IGNORE_INDEX
+    _check_known(targets[counted], weight, f"label that is not {IGNORE_INDEX}")
     # What has no label needs no logits, which cost more than the rest of a small model.
-    return Loss(linear_cross_entropy(hidden[counted], model.output_weight, targets[counted]), counted.sum())
+    return Loss(linear_cross_entropy(hidden[counted], weight, targets[counted]), counted.sum())
+
+
+def _check_known(tokens: Tensor, weight: Tensor, what: str) -> None:
+    """Refuse what a model has no embedding for."""
+    if tokens.numel() == 0:
+        return
+    for token in map(int, tokens.aminmax()):
+        if not 0 <= token < len(weight):
+            raise ValueError(
+                f"a {what} is {token}: the model's vocabulary has 0 to {len(weight) - 1}, and its tokenizer gives no other"
+            )

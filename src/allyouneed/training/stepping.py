@@ -31,8 +31,13 @@ class _Objective(nn.Module):
         self.loss = loss
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | int]:
-        total, targets = self.loss(self.model, batch)
-        return total, targets
+        found = self.loss(self.model, batch)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise ValueError(
+                f"the loss gave a {type(found).__name__}: it must give a Loss, the sum of a batch's losses and "
+                "the number of its targets"
+            )
+        return found
 
 
 class Stepper:
@@ -67,6 +72,7 @@ class Stepper:
                 "weights in 16 bits cannot be trained under FSDP, where their 32-bit copies would not be sharded: load "
                 "the model with dtype=torch.float32 and give Fabric precision 'bf16-mixed'"
             )
+        self._check_precision()
         self.scaling = LossScaling(fabric, self.weights.need_scaling)
         # The fused kernel wants to unscale gradients itself, and they are clipped before it is called.
         fused = not self.scaling.active
@@ -127,6 +133,18 @@ class Stepper:
         self.skipped = list(state["skipped"])
         self.weights.restore(state)
         self.scaling.restore(state)
+
+    def _check_precision(self) -> None:
+        """Refuse weights in the one 16-bit type under a precision that computes in the other."""
+        kind = self.fabric.device.type
+        with self.fabric.autocast():
+            computed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        other = [name for name in self.weights.masters if self.weights.trained[name].dtype != computed]
+        if computed is not None and other:
+            raise ValueError(
+                f"{listed(other)} are in {self.weights.trained[other[0]].dtype}, and the precision of this Fabric "
+                f"computes in {computed}: load the model with dtype=torch.float32, or give Fabric no mixed precision"
+            )
 
     def _gradients(self, batch: Batch) -> tuple[Any, Any, float]:
         """Sum the gradients of a batch's parts; return its loss, its targets, and what gradients are divided by."""

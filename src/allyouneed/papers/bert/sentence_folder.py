@@ -63,17 +63,19 @@ def read_sentence_folder(folder: Path, width: int | None = None) -> SentenceFold
         width: of the tokens' vectors, which pooling must be for; not checked where None.
 
     Raises:
-        UnsupportedError: a module, or a value of one, that is not built here, named.
+        FileNotFoundError: the file that says how tokens are pooled is missing.
+        UnsupportedError: a module, or a value of one, that is not built here, named; or none that pools.
         CheckpointFormatError: a damaged file.
         WeightsError: a dense layer whose weights are missing or of other shapes.
     """
     modules = _modules(folder)
     encoder = folder / modules[0][1]
-    pooling, layers = Pooling(), []
+    pooling = None if (folder / MODULES).is_file() else Pooling()
+    layers: list[nn.Module] = []
     for place, (kind, path) in enumerate(modules[1:], 1):
         inner = folder / path
         if kind == "Pooling" and place == 1:
-            pooling = _pooling(_optional(inner / "config.json") or _optional(folder / _LOOSE_POOLING) or {}, width)
+            pooling = _pooling(_stated_pooling(folder, path), width)
         elif kind == "Dense" and place > 1:
             layers.append(_dense(inner))
         elif kind == "Normalize" and place > 1:
@@ -84,6 +86,10 @@ def read_sentence_folder(folder: Path, width: int | None = None) -> SentenceFold
                 f"{MODULES}: module {place} is a {kind}; a Transformer, then a Pooling, then any of Dense and "
                 "Normalize are supported here"
             )
+    if pooling is None:
+        raise UnsupportedError(
+            f"{MODULES} lists no Pooling: there is no saying how a sentence's tokens become one vector"
+        )
     prompts, default = _prompts(folder)
     longest, lowercase = _length(encoder)
     return SentenceFolder(encoder, pooling, nn.Sequential(*layers), longest, lowercase, prompts, default)
@@ -93,6 +99,16 @@ def _optional(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
+def _stated_pooling(folder: Path, path: str) -> dict[str, Any]:
+    """Read how tokens are pooled, which is never taken for granted where a Pooling is listed."""
+    stated = _optional(folder / path / "config.json")
+    if stated is None:
+        stated = _optional(folder / _LOOSE_POOLING)
+    if stated is None:
+        raise FileNotFoundError(f"{folder} lacks {path}/config.json, which says how its tokens are pooled")
+    return stated
+
+
 def _modules(folder: Path) -> list[tuple[str, str]]:
     """Give the kinds of the modules and their folders, in order."""
     if not (folder / MODULES).is_file():
@@ -100,7 +116,8 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
     listed = read_json(folder / MODULES, kind=list)
     found = [
         (str(entry.get("type")).rpartition(".")[2], str(entry.get("path", "")))
-        for entry in sorted((entry for entry in listed if isinstance(entry, Mapping)), key=lambda entry: entry["idx"])
+        for entry in listed
+        if isinstance(entry, Mapping)
     ]
     if not found or found[0][0] != "Transformer" or any(".." in Path(path).parts for _, path in found):
         raise UnsupportedError(f"{MODULES} lists {found}; the first must be a Transformer, and all within the folder")
