@@ -75,6 +75,4 @@ def _check_known(tokens: Tensor, weight: Tensor, what: str) -> None:
         return
     for token in map(int, tokens.aminmax()):
         if not 0 <= token < len(weight):
-            raise ValueError(
-                f"a {what} is {token}: the model's vocabulary has 0 to {len(weight) - 1}, and its tokenizer gives no other"
-            )
+            raise ValueError(f"a {what} is {token}: the model's vocabulary has 0 to {len(weight) - 1}")
