@@ -202,7 +202,7 @@ class _Session:
                     return self._read(response)
                 error = ServerError(self._message(response), response.status_code)
                 wait = max(wait, _asked_wait(response.headers.get("retry-after")))
-            except httpx.TransportError as failure:
+            except httpx.RequestError as failure:
                 error = ServerError(self._without_key(f"{own.url}: {type(failure).__name__}: {failure}"))
             except _BadBodyError as failure:
                 error = ServerError(f"{own.url}: {failure}")
@@ -219,9 +219,9 @@ class _Session:
         try:
             found = response.json()
         except ValueError as error:
-            raise _BadBodyError(f"the answer is not JSON: {response.text[:100]!r}") from error
+            raise _BadBodyError(f"the answer is not JSON: {self._without_key(response.text)[:100]!r}") from error
         if not isinstance(found, dict) or not found.get("choices"):
-            raise _BadBodyError(f"the answer has no choices: {response.text[:100]!r}")
+            raise _BadBodyError(f"the answer has no choices: {self._without_key(response.text)[:100]!r}")
         return found
 
     def _message(self, response: httpx.Response) -> str:
@@ -229,7 +229,8 @@ class _Session:
             said = _at(response.json(), "error", "message")
         except (ValueError, ServerError):
             said = response.text
-        return self._without_key(f"{self._server.url} answers {response.status_code}: {str(said)[:300]}")
+        # Before it is cut, for of a key that is cut there would be a part left.
+        return f"{self._server.url} answers {response.status_code}: {self._without_key(str(said))[:300]}"
 
     def _without_key(self, text: str) -> str:
         return text if not self._key else text.replace(self._key, "…")
@@ -243,10 +244,8 @@ def _sampling(sampling: Sampling | None) -> dict[str, Any]:
     """Give a request's fields for how tokens are sampled; what is as usual is left out: not all servers know it."""
     if sampling is None:
         return {}
-    usual, names = (
-        Sampling(),
-        ("top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
-    )
+    usual = Sampling()
+    names = "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"
     fields: dict[str, Any] = {
         name: value for name in names if (value := getattr(sampling, name)) != getattr(usual, name)
     }
