@@ -89,7 +89,8 @@ CLAIMS = (
         id="fewer_steps",
         statement="An LSTM with layer norm reaches a given held-out loss in at least a tenth fewer steps than without.",
         source="Figures 1, 2 and 4; sections 6.1, 6.2 and 6.4",
-        paper_value="60 % of the time (order embeddings, a GRU), almost twice as fast (DRAW, norm on the read-out only)",
+        paper_value="60 % of the time (order embeddings, a GRU), "
+        "almost twice as fast (DRAW, norm on the read-out only)",
         test=Better("steps_to_target", arm="ln_lstm", than="lstm", margin=0.1, relative=True),
         scale_gap=f"{TINY_LSTM} The loss to reach is the plain LSTM's own, near the end of its training.",
     ),
