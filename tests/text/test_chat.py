@@ -89,6 +89,8 @@ def test_the_end_of_an_answer_is_read_off_the_template(tokenizer: BytePairTokeni
     ids = tokenizer.special_tokens
     assert ChatTemplate(CHATML, tokenizer).end_tokens() == {ids["<|im_end|>"]}
     assert ChatTemplate("{% for m in messages %}{{ m.content }}\n{% endfor %}", tokenizer).end_tokens() == set()
+    for without in ("{{ messages[0].content }}<|im_end|>", "{{ messages[1].content | upper }}<|im_end|>"):
+        assert ChatTemplate(without, tokenizer).end_tokens() == set()
 
 
 @pytest.mark.parametrize(

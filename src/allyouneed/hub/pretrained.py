@@ -115,8 +115,8 @@ class Pretrained(nn.Module):
         """Load from an opened checkpoint; as `from_pretrained`."""
         if quantize is not None and quantize not in get_args(Quantization):
             raise ValueError(f"quantize is {quantize!r}; it must be {' or '.join(map(repr, get_args(Quantization)))}")
-        if dtype is not None and not dtype.is_floating_point:
-            raise ValueError(f"dtype is {dtype}; weights must be of a floating-point type")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"dtype is {dtype!r}; weights must be of a floating-point type, such as torch.bfloat16")
         check_architecture(stored, cls, Pretrained)
         with torch.device("meta"):
             model = cls.for_stored(stored)

@@ -101,11 +101,14 @@ class ChatTemplate:
         return tokens
 
     def end_tokens(self) -> set[int]:
-        """Give the special token that the template writes after an assistant's message: it ends an answer."""
+        """Give the special token that the template writes after an assistant's message: it ends an answer.
+
+        There is none where the template leaves answers out, or writes them otherwise than they are.
+        """
         said = "answer"
         conversation = [{"role": "user", "content": "question"}, {"role": "assistant", "content": said}]
         parts = list(self.split(conversation, answering=False))
-        after = next(place for place in reversed(range(len(parts))) if said in parts[place][0])
+        after = next((place for place in reversed(range(len(parts))) if said in parts[place][0]), len(parts))
         return {self._special[part] for part, is_special in parts[after + 1 : after + 2] if is_special}
 
     def split(
@@ -159,6 +162,8 @@ class ChatTemplate:
         if len(messages) == 0:
             raise ValueError("there are no messages: a conversation needs at least one")
         for number, message in enumerate(messages):
+            if not isinstance(message, Mapping):
+                raise ValueError(f"message {number} is {message!r:.40}: it must have a role and content, by name")
             for key in ("role", "content"):
                 if not isinstance(message.get(key), str):
                     raise ValueError(f"message {number} has the {key} {message.get(key)!r}: it must be a string")

@@ -6,6 +6,8 @@ import sys
 PROGRAM = """
 import torch
 from allyouneed.data.labelled import label_pairs
+from allyouneed.papers.gpt2 import GPT2
+from allyouneed.text import ByteTokenizer, ChatTemplate
 from allyouneed.training import Checkpoint, TrainingConfig
 
 def said(make, *given, **options):
@@ -24,6 +26,8 @@ for option in (
 said(label_pairs, [([1], [2])], pad=None)
 said(label_pairs, [("One", "two")], pad=0)
 said(label_pairs, [([1], [2]), ([1.5], [2])], pad=0)
+said(GPT2.from_stored, None, dtype="float16")
+said(ChatTemplate("", ByteTokenizer()).encode, "hello")
 assert TrainingConfig(1, 1, betas=[0, 0.5]).learning_rate_at(0) == 1
 assert label_pairs([(torch.tensor([1], dtype=torch.int16), [2])], pad=0).tokens.tolist() == [[1, 2]]
 assert Checkpoint("state").path.name == "state"
@@ -41,6 +45,8 @@ schedule is None: it must be a schedule, such as Cosine(warmup=100)
 pad is None: it must be a token of the vocabulary, 0 or more
 pair 0 has the text 'One': pairs are of tokens, as text.encode_pairs makes them of texts
 pair 1 has numbers of torch.float32: tokens are whole numbers
+dtype is 'float16'; weights must be of a floating-point type, such as torch.bfloat16
+message 0 is 'h': it must have a role and content, by name
 """
 
 
