@@ -73,6 +73,21 @@ class TestMixed:
             hook.remove()
         assert norms == pytest.approx([0.5, 1.0])
 
+    @pytest.mark.parametrize(("clip", "factor"), [(0.5, 1.0), (0.5, 0.25), (None, 0.75)])
+    def test_of_weights_in_float16_they_are_clipped_by_their_true_norm_too(self, clip: float | None, factor: float):
+        norms: list[float] = []
+
+        def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
+            norms.append(abs(optimizer.param_groups[0]["params"][0].grad.item()))
+
+        hook = register_optimizer_step_pre_hook(note)
+        try:
+            train(linear().half(), steps, scaled_by(*[factor] * 3), TrainingConfig(3, 1e-3, clip=clip))
+        finally:
+            hook.remove()
+        # In float16 the first step overflows: 2¹⁶ is too much.
+        assert norms == pytest.approx([min(factor, clip or factor)] * 2)
+
     @pytest.mark.parametrize("half", [False, True], ids=["mixed", "float16 weights"])
     def test_parts_add_up_to_the_mean_over_all_targets(self, half: bool):
         """Adam does not see the scale of gradients, so they are looked at: (3 + 5) over 4 + 12 targets."""
