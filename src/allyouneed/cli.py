@@ -379,6 +379,7 @@ def serve(
             finish_seconds,
             speculate=speculate,
             threads=threads,  # pyright: ignore[reportArgumentType]
+            cors=tuple(cors or ()),
         )
         say(f"loading {model} …")
         stored = open_model(model)

@@ -335,7 +335,7 @@ class TestBadInput:
             (b"{", "the body is not JSON"),
             (b"", "the body must be a JSON object"),
             (b"[1, 2]", "the body must be a JSON object"),
-            (b"\xff\xfe", "the body is not JSON"),
+            (b"\xff\xfe", "the body is not UTF-8: byte 0 is 0xff"),
             (b"[" * 90_000, "parsing the body"),
             (b'{"max_tokens": ' + b"9" * 5000 + b"}", "parsing the body"),
         ],

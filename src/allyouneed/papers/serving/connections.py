@@ -5,6 +5,7 @@ And the loop around it all: a socket, signals, and an end that lets answers be f
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, ClassVar
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -69,6 +71,19 @@ class PatientProtocol(H11Protocol):
         super().timeout_keep_alive_handler()
         if self.transport.get_write_buffer_size():
             self._await_reader()
+
+    def send_400_response(self, msg: str) -> None:
+        """Say in the API's shape what is no HTTP; a head that is too long has a status of its own."""
+        error = sys.exc_info()[1]
+        status = getattr(error, "error_status_hint", 400)
+        said = "the request's headers are too long" if status == 431 else "this is no HTTP request"
+        body = {"message": said, "type": "invalid_request_error", "param": None, "code": None}
+        data = json.dumps({"error": body}).encode()
+        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        headers.append((b"content-length", str(len(data)).encode()))
+        for part in (h11.Response(status_code=status, headers=headers), h11.Data(data=data), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(part) or b"")
+        self.transport.close()
 
     def _expect_head(self) -> None:
         waits = self.cycle is None or self.cycle.response_complete

@@ -1,6 +1,7 @@
 """`allyouneed serve`: a model, loaded, behind the API on this machine."""
 
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from .scheduler import Limits
 from .speculation import NGramDraft
 
 _BLOCK = 16
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class ServeConfig:
         finish_seconds: how long answers that are begun may take to be finished after SIGTERM or Ctrl-C.
         speculate: "ngram" takes as draft tokens what followed the same tokens before; None speculates nothing.
         threads: of torch.
+        cors: sites whose pages may use the server from a browser, such as "http://localhost:3000"; "*" means all.
 
     Raises:
         ValueError: a number out of range.
@@ -48,6 +51,7 @@ class ServeConfig:
     finish_seconds: float = 30.0
     speculate: str | None = None
     threads: int = 1
+    cors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -68,6 +72,9 @@ class ServeConfig:
             raise ValueError("the API key must be one or more printable ASCII characters")
         if self.speculate not in (None, "ngram"):
             raise ValueError(f"speculate is {self.speculate!r}; it must be 'ngram', or left out")
+        for origin in self.cors:
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ValueError(f"cors {origin!r} is no origin: it must be as 'http://localhost:3000', or '*'")
 
 
 def make_engine(model: Decoder, config: ServeConfig) -> Engine:
@@ -147,10 +154,13 @@ def serve(
 
     def ready() -> None:
         say(f"serving {name} at http://{host}:{port}/v1 (Ctrl-C stops)")
-        if config.api_key is None and config.host not in ("127.0.0.1", "::1", "localhost"):
+        if config.api_key is None and config.host not in _LOOPBACK:
             say(f"whoever reaches {config.host} may use it: set ALLYOUNEED_API_KEY to ask for a key")
 
-    app = create_app(service, Protection(config.api_key))
+    # Whoever has a key is trusted, and other machines have names that are not known here.
+    guarded = config.api_key is None and config.host in _LOOPBACK
+    hosts = frozenset({"127.0.0.1", "localhost", "[::1]"}) if guarded else None
+    app = create_app(service, Protection(config.api_key, hosts=hosts, origins=config.cors))
 
     def stop_serving() -> None:
         say(f"ending: what is begun may take {config.finish_seconds:g} more seconds (once more ends at once)")

@@ -2,40 +2,33 @@
 
 import asyncio
 import contextlib
-import hmac
 import time
-from collections.abc import AsyncIterator, MutableMapping
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from .answer_response import AnswerResponse, Receive, Scope, Send, error_response
+from .answer_response import AnswerResponse, error_response
 from .api_chat import ChatRequest
 from .api_errors import ApiError
 from .api_requests import CompletionRequest
+from .door import Door, Protection
+from .metrics import Metrics
 from .service import Service
 
-_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health")
-
-
-@dataclass(frozen=True)
-class Protection:
-    """What a server does not put up with.
-
-    Attributes:
-        api_key: must be sent with each request of the API; nothing must where None.
-        body_bytes: the longest body.
-        body_seconds: how long a body may take to arrive.
-    """
-
-    api_key: str | None = None
-    body_bytes: int = 4_000_000
-    body_seconds: float = 20.0
+_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics", "/openapi.json", "/")
+# The page is whole in itself: it loads nothing, and speaks to this server alone.
+_PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 def create_app(service: Service, protection: Protection | None = None) -> Any:
@@ -54,12 +47,25 @@ def create_app(service: Service, protection: Protection | None = None) -> Any:
         # The HTTP server has waited for answers as long as it would.
         await asyncio.to_thread(service.engine.stop, 0.0)
 
-    app = FastAPI(title=f"{service.name}, served by allyouneed", lifespan=lifespan, openapi_url=None)
+    app = FastAPI(title=f"{service.name}, served by allyouneed", lifespan=lifespan, docs_url=None, redoc_url=None)
+    metrics = Metrics(service.engine)
+    service.observe = metrics.timed
+    page = files("allyouneed.papers.serving").joinpath("chat.html").read_bytes()
     length = service.context_length
     model_card = {"id": service.name, "object": "model", "created": created, "owned_by": "allyouneed"}
     # The first is vLLM's name for it.
     model_card |= {"max_model_len": length, "context_length": length}
 
+    @app.get("/", include_in_schema=False)
+    async def chat_page() -> Response:
+        headers = {"content-security-policy": _PAGE_POLICY, "x-content-type-options": "nosniff"}
+        return Response(page, headers=headers, media_type="text/html; charset=utf-8")
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics_text() -> Response:
+        return Response(metrics.text(), media_type=metrics.content_type)
+
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> dict[str, Any]:
         return {"status": "ok", "statistics": asdict(service.engine.statistics)}
@@ -101,7 +107,22 @@ def create_app(service: Service, protection: Protection | None = None) -> Any:
     async def say_that_it_failed(_: HttpRequest, error: Exception) -> Response:
         return error_response(ApiError(500, f"the server failed: {type(error).__name__}"))
 
-    return Door(app, protection or Protection())
+    def count(path: str, status: int) -> None:
+        # Paths that nobody serves are one: anybody can think of any number.
+        route = next((own for own in _ROUTES if path == own or (path.startswith(own + "/") and own != "/")), "other")
+        metrics.requests.labels(route, str(status)).inc()
+
+    protection = protection or Protection()
+    door = Door(app, protection, count)
+    if not protection.origins:
+        return door
+    return CORSMiddleware(
+        door,
+        allow_origins=protection.origins,
+        allow_methods=("GET", "HEAD", "POST"),
+        allow_headers=("*",),
+        expose_headers=("x-request-id", "retry-after"),
+    )
 
 
 def invalid(error: RequestValidationError) -> ApiError:
@@ -122,72 +143,3 @@ def invalid(error: RequestValidationError) -> ApiError:
     given = repr(first.get("input"))
     shown = given if len(given) <= 80 else f"{given[:77]}..."
     return ApiError(400, f"{where}: {first['msg']}; got {shown}", param=name, code="invalid_value")
-
-
-class Door:
-    """Looks at requests before the application does: the key, the length of the body, and how long it takes to come.
-
-    Args:
-        app: what is behind the door.
-        protection: what is refused.
-    """
-
-    def __init__(self, app: Any, protection: Protection):
-        self.app = app
-        self.protection = protection
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request in, or refuse it."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        try:
-            headers = dict(scope["headers"])
-            if self.protection.api_key is not None and scope["path"] != "/health":
-                self._check_key(headers)
-            body = await self._body(headers, receive)
-        except ApiError as error:
-            error.headers["connection"] = "close"
-            await error_response(error)(scope, receive, send)
-            return
-        if body is None:
-            return
-        first = {"type": "http.request", "body": body, "more_body": False}
-
-        async def receive_again() -> MutableMapping[str, Any]:
-            nonlocal first
-            message, first = first, None
-            return message if message is not None else await receive()
-
-        await self.app(scope, receive_again, send)
-
-    def _check_key(self, headers: dict[bytes, bytes]) -> None:
-        scheme, _, sent = headers.get(b"authorization", b"").partition(b" ")
-        expected = (self.protection.api_key or "").encode()
-        if scheme.lower() != b"bearer" or not hmac.compare_digest(sent.strip(), expected):
-            message = "the API key is missing or wrong: send it as `Authorization: Bearer KEY`"
-            raise ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
-
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
-        """Read the body; None where the client goes away meanwhile."""
-        most = self.protection.body_bytes
-        length = int(sent) if (sent := headers.get(b"content-length", b"0")).isdigit() else 0
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self.protection.body_seconds):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return None
-                    length = max(length, len(body) + len(message["body"]))
-                    # What is too long is read to its end all the same, but not kept: clients listen only then.
-                    body += message["body"] if length <= most else b""
-                    if not message["more_body"]:
-                        break
-        except TimeoutError:
-            seconds = self.protection.body_seconds
-            message = f"only {len(body)} bytes of the body came within {seconds} seconds"
-            raise ApiError(408, message, code="body_timeout") from None
-        if length > most:
-            raise ApiError(413, f"the body is longer than the {most} bytes that are read here")
-        return bytes(body)

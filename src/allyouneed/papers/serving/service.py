@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from .api_chat import ChatRequest
 from .api_errors import ApiError
 from .api_requests import CompletionRequest
 from .engine import Engine
-from .requests import QueueFullError, RefusedError, Request, StoppedError, TimeLimitError
+from .requests import Listener, QueueFullError, RefusedError, Request, StoppedError, TimeLimitError
 from .token_texts import TokenTexts
 
 # What the API says for completions; a chat's answer may be as long as there is room.
@@ -51,6 +51,8 @@ class Service:
     ):
         self.engine = engine
         self.name = name
+        # Who listens to what the engine tells, besides the answer: see `metrics`.
+        self.observe: Callable[[Listener], Listener] = lambda listener: listener
         self.texts = TokenTexts(tokenizer)
         self._tokenizer = tokenizer
         self._template = template
@@ -107,7 +109,7 @@ class Service:
                 request = Request(
                     part.prompt.tokens,
                     most,
-                    part,
+                    self.observe(part),
                     asked.sampling,
                     self._stop_tokens(asked) - {*options.end_tokens},
                     (seed + place) % 2**63,
