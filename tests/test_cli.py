@@ -434,6 +434,8 @@ def test_serve_says_what_it_cannot_do(standins: None, tmp_path: Path) -> None:
         ("smollm2-135m-instruct", "--port", "65536"): "port 65536 is out of range",
         ("smollm2-135m-instruct", "--max-num-sequences", "0"): "max_num_sequences 0 is out of range",
         ("smollm2-135m-instruct", "--speculate", "magic"): "speculate is 'magic'",
+        ("smollm2-135m-instruct", "--cors", "localhost:3000"): "cors 'localhost:3000' is no origin",
+        ("smollm2-135m-instruct", "--finish-seconds", "0"): "finish_seconds 0.0 is out of range",
         ("smollm2-135m-instruct", "--quantize", "int8", "--max-num-sequences", "31"): "it must be at most 30",
         ("all-minilm-l6-v2",): "must be a decoder",
         (str(tmp_path / "nothing"),): "nothing",

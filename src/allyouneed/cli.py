@@ -353,6 +353,10 @@ def serve(
     speculate: Annotated[str | None, typer.Option(help="ngram: propose what followed the same words before.")] = None,
     threads: Annotated[int, typer.Option(help="Of the model's computations.")] = 1,
     compile: Annotated[bool, typer.Option("--compile", help=_COMPILE)] = False,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="A site whose pages may use the server, * for all; may be repeated."),
+    ] = None,
 ) -> None:
     """Serve a language model on this machine, as OpenAI's API does: chats and completions, also as streams."""
     try:

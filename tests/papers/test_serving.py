@@ -314,6 +314,58 @@ class TestTexts:
         assert alike.generate([first, second, longer], new_tokens=12, sampling=GREEDY) == texts
         assert alike.statistics.cache_hit_tokens == 0
 
+    def test_a_prompt_that_ends_on_a_blocks_edge_sent_twice(self) -> None:
+        """Its last block is computed again: the logits after it are in no cache."""
+        engine = Engine(llama(), block_size=8)
+        prompt = (prompts(1, 60, seed=3)[0] * 40)[:32]
+        for hits in (0, 24, 48):
+            assert engine.generate([prompt], new_tokens=9, sampling=GREEDY) == [alone(tuple(prompt), 9)]
+            assert engine.statistics.cache_hit_tokens == hits
+        finish(engine)
+
+    def test_equal_blocks_after_other_beginnings_are_not_shared(self) -> None:
+        """Keys and values depend on all that came before, places included."""
+        engine = Engine(llama(), block_size=8)
+        same = list(range(40, 64))
+        rows = [[1] * 8 + same, [2] * 8 + same, [*same, 3], [*same[8:], 3]]
+        texts = [engine.generate([row], new_tokens=9, sampling=GREEDY)[0] for row in rows]
+        assert engine.statistics.cache_hit_tokens == 0
+        assert texts == [alone(tuple(row), 9) for row in rows]
+
+    def test_two_hundred_cancelled_requests_leave_no_trace(self) -> None:
+        """Blocks are given back, and who stays has the same tokens with the same log probabilities, bit for bit."""
+        rows, draw = prompts(3, 30, seed=9), random.Random(4)
+
+        def stay(engine: Engine) -> list[Gathered]:
+            gathered = [Gathered() for _ in rows]
+            for row, own in zip(rows, gathered, strict=True):
+                engine.submit(Request(row, 100, own, GREEDY, logprobs=3))
+            return gathered
+
+        engine = Engine(llama(), cache_tokens=640, block_size=8, limits=Limits(max_queue=300))
+        busy = stay(engine)
+        open_requests: list[int] = []
+        for _ in range(200):
+            row = [draw.randrange(VOCABULARY) for _ in range(draw.randint(1, 90))]
+            sampling = draw.choice([GREEDY, Sampling()])
+            new_tokens, choices = draw.randint(5, 60), draw.choice([1, 1, 3])
+            open_requests.append(engine.submit(Request(row, new_tokens, Gathered(), sampling, choices=choices)))
+            if len(open_requests) > 12:
+                engine.cancel(open_requests.pop(draw.randrange(len(open_requests))))
+            if draw.random() < 0.6:
+                engine.step()
+                check(engine)
+        for number in open_requests:
+            engine.cancel(number)
+        finish(engine)
+        limits = Limits(max_num_sequences=1, max_batched_tokens=7)
+        quiet_engine = Engine(llama(), block_size=8, limits=limits, sharing=False)
+        expected = stay(quiet_engine)
+        finish(quiet_engine)
+        for own, other in zip(busy, expected, strict=True):
+            assert own.tokens == other.tokens and len(own.tokens[0]) == 100
+            assert own.logprobs == other.logprobs
+
     def test_a_batch_by_request_writes_the_same_and_waits_for_its_longest(self) -> None:
         engine = Engine(llama(), limits=Limits(max_num_sequences=2, max_batched_tokens=10), scheduler=StaticScheduler)
         rows, gathered = prompts(3, 9), [Gathered() for _ in range(3)]

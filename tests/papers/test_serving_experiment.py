@@ -13,6 +13,7 @@ from allyouneed.evidence import SCALES, Context, Run, Task, run
 from allyouneed.evidence.figures import svg
 from allyouneed.papers.llama1 import Llama
 from allyouneed.papers.serving import Engine, Limits, StaticScheduler, trials
+from allyouneed.papers.serving.configs import ServingConfig
 from allyouneed.papers.serving.experiment import BLOCKS, EXPERIMENT, LOADS
 from allyouneed.papers.serving.loads import (
     Arrival,
@@ -23,7 +24,7 @@ from allyouneed.papers.serving.loads import (
     service_times,
 )
 from allyouneed.papers.serving.speculative_trials import FEW, chances, chi_square, reader
-from allyouneed.papers.serving.trials import CONTEXT, ServingConfig, arrivals, model_config, random_model
+from allyouneed.papers.serving.trials import CONTEXT, arrivals, model_config, random_model
 from allyouneed.text import probabilities
 
 pytestmark = pytest.mark.usefixtures("standins")

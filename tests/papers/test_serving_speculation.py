@@ -20,7 +20,8 @@ from allyouneed.papers.serving import (
     Request,
     accept,
 )
-from allyouneed.text import Sampling, generate, sample
+from allyouneed.text import Sampling, generate, probabilities, sample
+from allyouneed.text.generation import row_generator
 
 GREEDY = Sampling.greedy()
 LIMITS = Limits(max_num_sequences=4, max_batched_tokens=32, max_draft_tokens=4)
@@ -186,6 +187,69 @@ class TestDistribution:
 
     def test_would_be_another_if_all_were_accepted(self) -> None:
         assert self.significance(self.pairs(400, accept_all=True)) < 1e-6
+
+    @pytest.mark.parametrize("certain", [False, True], ids=["drawn", "certain"])
+    def test_is_accepted_as_often_as_the_paper_says(self, certain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """For each of four draft tokens and evenly spaced random numbers: min(1, p / q), and the rest of p over q."""
+        wanted, steps = self.TARGET[0].double(), 250
+        rows = self.TARGET[0].log()[None].repeat(2, 1)
+        given: list[Tensor] = []
+        rand = torch.rand
+
+        def evenly(*size: Any, **options: Any) -> Tensor:
+            return given[0] if size == (2,) else rand(*size, **options)
+
+        monkeypatch.setattr(torch, "rand", evenly)
+        grid = [(number + 0.5) / steps for number in range(steps)]
+        found = torch.zeros(SIZE, dtype=torch.float64)
+        for token in range(SIZE):
+            given_by = torch.eye(SIZE)[token] if certain else self.DRAFT[0]
+            drafted = DraftToken(token, None if certain else given_by)
+
+            def first(one: float, two: float, drafted: DraftToken = drafted) -> int:
+                given[:] = [torch.tensor([one, two], dtype=torch.float64)]
+                return accept(rows, [drafted], Sampling(), torch.Generator().manual_seed(0))[0]
+
+            accepted = sum(first(one, 0.5) == token for one in grid) / steps
+            chance = min(1.0, float(wanted[token] / given_by[token]))
+            assert accepted == pytest.approx(chance, abs=1 / steps)
+            mixed = torch.zeros(SIZE, dtype=torch.float64)
+            mixed[token] = accepted
+            if chance < 1:
+                rest = (wanted - given_by).clamp(min=0)
+                replaced = Counter(first(1 - 1e-9, two) for two in grid)
+                shares = torch.tensor([replaced[other] / steps for other in range(SIZE)], dtype=torch.float64)
+                torch.testing.assert_close(shares, rest / rest.sum(), atol=1 / steps, rtol=0)
+                mixed += (1 - accepted) * shares
+            if certain:
+                torch.testing.assert_close(mixed, wanted, atol=2 / steps, rtol=0)
+            found += float(self.DRAFT[0][token]) * mixed
+        torch.testing.assert_close(found, wanted, atol=2 / steps, rtol=0)
+
+    @torch.no_grad()
+    def test_the_drafts_random_numbers_are_not_its_targets(self) -> None:
+        """With both sides' own numbers for each seed, as many are accepted as if they were independent."""
+        sampling, draws, prompt = Sampling(), 600, PROMPTS[0]
+        wanted = probabilities(model().last_logits(torch.tensor([prompt]), cache=model().new_cache()), sampling)[0]
+        rows = wanted.log()[None].repeat(2, 1)
+        accepted, alike, found = 0, 0, Counter()
+        for seed in range(draws):
+            (drafted,) = ModelDraft(model(1)).begin(sampling, seed, 0).propose(prompt, 1)
+            assert drafted.sampled_from is not None
+            own = row_generator(seed, 0)
+            token = accept(rows, [drafted], sampling, own)[0]
+            accepted += token == drafted.token
+            found[token] += 1
+            alike += int(sample(drafted.sampled_from.log()[None], sampling, [row_generator(seed, 0)])) == drafted.token
+        chance = float(torch.minimum(wanted, drafted.sampled_from).sum())
+        assert abs(accepted / draws - chance) < 4 * (chance * (1 - chance) / draws) ** 0.5
+        same = float((drafted.sampled_from**2).sum())
+        assert abs(alike / draws - same) < 4 * (same * (1 - same) / draws) ** 0.5
+        likely = [token for token in range(32) if wanted[token] * draws >= 5]
+        observed = [found[token] for token in likely]
+        expected = [float(wanted[token]) * draws for token in likely]
+        observed, expected = [*observed, draws - sum(observed)], [*expected, draws - sum(expected)]
+        assert chisquare(observed, expected).pvalue > 0.001
 
     def test_keeps_filters(self) -> None:
         rows = self.TARGET[0].log()[None].repeat(2, 1)

@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from allyouneed.evidence import Better, Claim, Equivalent, Exact, Experiment, Scale
 
+from .configs import ServingConfig
 from .figure import figure
-from .trials import CONTEXT, ServingConfig, trial
+from .trials import CONTEXT, trial
 
 BLOCKS = (8, 16, 64, 256, CONTEXT)
 STATIC_LOADS = (0.1, 0.2)

@@ -4,7 +4,6 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,14 +17,12 @@ from allyouneed.papers.llama1 import Llama, LlamaConfig
 from allyouneed.text import ByteTokenizer, ChatTemplate, Sampling, probabilities
 from allyouneed.training import Cosine, TrainingConfig, next_token_loss, train
 
+from .configs import ServingConfig
 from .engine import Engine
 from .loads import clock_of
 from .requests import Gathered, Request
 from .scheduler import Limits
 from .speculation import Draft, ModelDraft, NGramDraft
-
-if TYPE_CHECKING:
-    from .trials import ServingConfig
 
 GREEDY = Sampling.greedy()
 # Three tokens may be drawn at each of three places: a vocabulary small enough for all texts to be counted.
@@ -48,7 +45,7 @@ def reader(width: int, layers: int, length: int) -> Llama:
     return Llama(LlamaConfig(256, width, layers, heads, 32 * -(-width // 12), context=2 * length, tied=True))
 
 
-def trained(model: Llama, config: "ServingConfig", context: Context) -> Llama:
+def trained(model: Llama, config: ServingConfig, context: Context) -> Llama:
     """Train a model on the novels, as briefly as the configuration says."""
     batches = RandomWindows(read("train"), config.length, config.step_tokens // config.length, context.seed)
     settings = TrainingConfig(config.steps, config.learning_rate, schedule=Cosine(warmup=config.steps // 10))
@@ -56,7 +53,7 @@ def trained(model: Llama, config: "ServingConfig", context: Context) -> Llama:
     return model.eval()
 
 
-def drafted(config: "ServingConfig", context: Context, split: Split) -> dict[str, float]:
+def drafted(config: ServingConfig, context: Context, split: Split) -> dict[str, float]:
     """Train a model and a smaller one, and let the smaller one draft."""
     target = trained(reader(config.width, config.layers, config.length), config, context)
     small = trained(reader(config.draft_width, config.draft_layers, config.length), config, context)
@@ -79,7 +76,7 @@ def drafted(config: "ServingConfig", context: Context, split: Split) -> dict[str
     }
 
 
-def looked_up(config: "ServingConfig", context: Context, split: Split) -> dict[str, float]:
+def looked_up(config: ServingConfig, context: Context, split: Split) -> dict[str, float]:
     """Ask SmolLM2 to say passages again, and propose what followed the same tokens before."""
     stored = open_model(CHAT_MODEL)
     model = Llama.from_stored(stored, device=context.fabric.device)
@@ -95,9 +92,7 @@ def looked_up(config: "ServingConfig", context: Context, split: Split) -> dict[s
     return compare(model, NGramDraft(), prompts, config)
 
 
-def compare(
-    model: Decoder, draft: Draft, prompts: Sequence[Sequence[int]], config: "ServingConfig"
-) -> dict[str, float]:
+def compare(model: Decoder, draft: Draft, prompts: Sequence[Sequence[int]], config: ServingConfig) -> dict[str, float]:
     """Generate greedy texts with and without draft tokens, and count the steps that each takes."""
     tokens = max(64, 2 * len(prompts) * (1 + config.proposals))
     plain = Engine(model, limits=Limits(len(prompts), tokens), sharing=False)
@@ -129,7 +124,7 @@ def agreement(target: Llama, draft: Llama, prompts: Sequence[Sequence[int]], new
     return float((target(fed).argmax(-1) == draft(fed).argmax(-1))[:, first:].float().mean())
 
 
-def gain(model: Decoder, draft: Draft, prompt: Sequence[int], config: "ServingConfig", texts: int) -> float:
+def gain(model: Decoder, draft: Draft, prompt: Sequence[int], config: ServingConfig, texts: int) -> float:
     """Measure how many times as fast texts are generated with draft tokens, so many at once."""
     seconds = []
     for own, proposals in ((None, 0), (draft, config.proposals)):
@@ -144,7 +139,7 @@ def gain(model: Decoder, draft: Draft, prompt: Sequence[int], config: "ServingCo
 
 
 def significance(
-    target: Llama, draft: Llama, prompt: Sequence[int], config: "ServingConfig", seed: int
+    target: Llama, draft: Llama, prompt: Sequence[int], config: ServingConfig, seed: int
 ) -> dict[str, float]:
     """Test by chi-square whether drawn texts have the model's distribution, and whether the draft's own would.
 
