@@ -328,6 +328,15 @@ class TestLogProbabilities:
         special = tokenizer.special_tokens["<|im_end|>"]
         assert texts.names_of(special, [5, special]) == {special: "<|im_end|>", 5: texts.text_of(5)}
 
+    def test_tokens_of_one_text_are_told_apart_by_their_ids(self) -> None:
+        class WithByteFallback(ByteTokenizer):
+            """Has a special token that is spelled as another one, as `A` and `<0x41>` are."""
+
+            special_tokens = {"A": 66}  # noqa: RUF012
+
+        names = TokenTexts(WithByteFallback()).names_of(66, [65, 66, 67])
+        assert names == {66: "A", 65: "token_id:65", 67: "C"}
+
 
 class TestStructuredOutput:
     def test_a_schema_is_followed(self, server: Running) -> None:
@@ -373,6 +382,27 @@ class TestStructuredOutput:
         [
             ({"response_format": {"type": "json_schema"}}, "response_format", "needs the field json_schema"),
             ({"response_format": {"type": "grammar"}}, "response_format", "Input should be 'text', 'json_object'"),
+            (
+                {"response_format": {"type": "text", "json_schema": {"schema": {"type": "integer"}}}},
+                "response_format",
+                "type text follows no schema",
+            ),
+            (
+                {"response_format": {"type": "text", "schema": {"type": "integer"}}},
+                "response_format",
+                "type text follows no schema",
+            ),
+            (
+                {
+                    "response_format": {
+                        "type": "json_schema",
+                        "json_schema": {"schema": {"type": "integer"}},
+                        "schema": {"type": "string"},
+                    }
+                },
+                "response_format",
+                "not as both",
+            ),
             (
                 {"response_format": {"type": "json_object", "schema": {"type": "array", "uniqueItems": True}}},
                 "response_format",
@@ -462,6 +492,26 @@ class TestTools:
         for options, param, said in (
             ({"tools": [WEATHER], "response_format": form}, "response_format", "response_format and tools together"),
             ({"tools": [WEATHER], "ignore_eos": True}, "ignore_eos", "ignore_eos and tools together"),
+            (
+                {
+                    "tools": [WEATHER],
+                    "tool_choice": {
+                        "type": "function",
+                        "function": {"name": "weather"},
+                        "allowed_tools": {
+                            "mode": "auto",
+                            "tools": [{"type": "function", "function": {"name": "weather"}}],
+                        },
+                    },
+                },
+                "tool_choice",
+                "tool_choice.object: a tool_choice has function or allowed_tools, not both",
+            ),
+            (
+                {"tools": [WEATHER], "tool_choice": {"type": "function"}},
+                "tool_choice",
+                "tool_choice.object: a tool_choice of type function needs the field function",
+            ),
             (
                 {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}]},
                 "tools",

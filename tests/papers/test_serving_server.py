@@ -352,6 +352,11 @@ class TestBadInput:
             ([512], "not in the vocabulary"),
             (["a"] * 65, "65 prompts"),
             ([-1], "not in the vocabulary"),
+            (["a", 1], r"\['a', 1\] is no prompt: it must be a text"),
+            ([[1, "a"]], "is no prompt"),
+            ([True], "is no prompt"),
+            ({"a": 1}, "is no prompt"),
+            (3, "3 is no prompt"),
         ]:
             with pytest.raises(openai.BadRequestError, match=said):
                 server.client.completions.create(model=NAME, prompt=prompt)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, Tag, model_validator
 
 from .api_fields import COMPLETIONS_ONLY, UNSUPPORTED, Unsupported, refuse
 from .api_requests import Body, GenerationRequest, Schema
@@ -186,7 +186,16 @@ class ToolChoice(Body):
     def _check_type(self) -> "ToolChoice":
         if getattr(self, self.type) is None:
             refuse(f"a tool_choice of type {self.type} needs the field {self.type}")
+        if self.function is not None and self.allowed_tools is not None:
+            refuse("a tool_choice has function or allowed_tools, not both")
         return self
+
+
+# Told apart by what is given, so that what is wrong with an object is said of the object.
+_ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("word")] | Annotated[ToolChoice, Tag("object")],
+    Discriminator(lambda given: "word" if isinstance(given, str) else "object"),
+]
 
 
 class ChatRequest(GenerationRequest):
@@ -200,7 +209,7 @@ class ChatRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Annotated[list[Tool], Field(max_length=_MOST_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    tool_choice: _ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

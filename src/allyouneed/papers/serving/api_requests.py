@@ -51,6 +51,18 @@ def _false_as_none(given: Any) -> Any:
     return None if given is False else given
 
 
+def _check_prompt(given: Any) -> Any:
+    """Refuse what is no prompt in a sentence: of a union, pydantic blames the first member alone."""
+    several = given if isinstance(given, list) else [given]
+    kinds = {type(one) for one in several}
+    inner = {type(token) for one in several if isinstance(one, list) for token in one}
+    if len(kinds) > 1 or not kinds <= {str, int, list} or isinstance(given, int) or not inner <= {int}:
+        refuse(
+            f"{repr(given)[:80]} is no prompt: it must be a text, a list of tokens, or a list of several of either kind"
+        )
+    return given
+
+
 Stops = Annotated[
     list[Annotated[str, StringConstraints(min_length=1)]], Field(max_length=_MOST_STOPS), BeforeValidator(_as_list)
 ]
@@ -91,6 +103,10 @@ class ResponseFormat(Body):
     def _check_schema(self) -> "ResponseFormat":
         if self.type == "json_schema" and self.json_schema is None:
             refuse("a response_format of type json_schema needs the field json_schema")
+        if self.type == "text" and (self.json_schema is not None or self.json_object_schema is not None):
+            refuse("a response_format of type text follows no schema: its type must be json_schema")
+        if self.json_schema is not None and self.json_object_schema is not None:
+            refuse("a response_format has one schema: give it as json_schema or as schema, not as both")
         return self
 
     @property
@@ -177,7 +193,7 @@ class CompletionRequest(GenerationRequest):
         "suffix": Unsupported("nothing can be filled in before a suffix"),
     }
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Annotated[str | list[str] | list[int] | list[list[int]], BeforeValidator(_check_prompt)]
     logprobs: Annotated[Annotated[int, Field(ge=0, le=20)] | None, BeforeValidator(_false_as_none)] = None
     echo: bool | None = None
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
