@@ -115,6 +115,7 @@ class Decoder(nn.Module):
         if cache is not None:
             present = cache.joined(present, batch, length, tokens.device)
         if present is None:
+            self.positions.check(earlier + length - 1)
             positions = torch.arange(earlier, earlier + length, device=tokens.device)[None]
         else:
             positions = (present.long().cumsum(1) - 1).clamp(min=0)[:, -length:]

@@ -95,6 +95,7 @@ class Encoder(nn.Module):
         if length == 0:
             raise ValueError("an encoder was given sequences of no tokens; it needs at least one")
         if present is None:
+            self.positions.check(length - 1)
             positions = torch.arange(length, device=tokens.device)[None]
         else:
             positions = (present.long().cumsum(1) - 1).clamp(min=0)

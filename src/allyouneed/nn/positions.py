@@ -75,6 +75,13 @@ class PositionScheme(nn.Module):
     limit: int | None = None
     length_dependent: bool = False
 
+    def check(self, position: int) -> None:
+        """Make sure that there is a position.
+
+        Raises:
+            ValueError: it is beyond the limit.
+        """
+
     def embed(
         self, embeddings: Float[Tensor, "batch length width"], positions: Int[Tensor, "#batch length"]
     ) -> Float[Tensor, "batch length width"]:
@@ -105,6 +112,15 @@ class LearnedPositions(PositionScheme):
         self.limit = limit
         self.table = nn.Embedding(limit, width)
 
+    def check(self, position: int) -> None:
+        """Make sure that there is a position; arguments and errors as in `PositionScheme.check`."""
+        limit = self.table.num_embeddings
+        if position >= limit:
+            raise ValueError(
+                f"position {position} is beyond the learned table: it holds positions 0 to {limit - 1}, so sequences "
+                f"of at most {limit} tokens"
+            )
+
     def embed(
         self, embeddings: Float[Tensor, "batch length width"], positions: Int[Tensor, "#batch length"]
     ) -> Float[Tensor, "batch length width"]:
@@ -113,12 +129,9 @@ class LearnedPositions(PositionScheme):
         Raises:
             ValueError: a position is beyond the table.
         """
-        limit = self.table.num_embeddings
-        if positions.numel() and int(positions.max()) >= limit:
-            raise ValueError(
-                f"position {int(positions.max())} is beyond the learned table: it holds positions 0 to {limit - 1}, "
-                f"so sequences of at most {limit} tokens"
-            )
+        # A compiled graph cannot look at values; there the table's look-up refuses what the model has not.
+        if not torch.compiler.is_compiling() and positions.numel():
+            self.check(int(positions.max()))
         return embeddings + self.table(positions)
 
 
