@@ -196,7 +196,7 @@ def test_few_bits_are_computed_as_in_32(name: str, quantise: object, batch: int)
     quantised = quantise(copy.deepcopy(model))  # pyright: ignore[reportCallIssue]
     expected = _steps(_dequantised(quantised, model), _tokens(batch, 30), 1)
     found = _steps(_compiled(quantised), _tokens(batch, 30), 1)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-4 * float(expected.abs().max()))
     usual = _steps(quantised, _tokens(batch, 30), 1)
     torch.testing.assert_close(found, usual, rtol=0, atol=0.04 * float(expected.abs().max()))
 
@@ -223,15 +223,29 @@ def test_tiles_multiply_as_the_integers_say(rows: int, columns: int, group: int,
     # Weights in 5 bits have exact scales in 16 bits, or take 8 bits.
     assert tiles.kind.name == f"LINEAR_{8 if wide and bits == 5 else bits}_BITS" + "_WIDE_SCALES" * wide
     hidden = torch.randn(19, columns, generator=generator)
+    hidden[3] = 0
     together = tiles(hidden)
     expected = hidden.double() @ linear.weight.double().T
-    # Inputs have 16 bits.
-    assert ((together - expected).abs() <= 2**-16 * (hidden.double().abs() @ linear.weight.double().abs().T)).all()
+    # Inputs have 15 bits and a sign, by group.
+    largest = hidden.abs().unflatten(1, (-1, 32)).amax(2).repeat_interleave(32, 1)
+    assert ((together - expected).abs() <= 2**-15 * (largest.double() @ linear.weight.double().abs().T)).all()
     # To the last bit, however many tokens there are.
     for count in range(1, 19):
         assert torch.equal(tiles(hidden[:count]), together[:count])
     torch.testing.assert_close(linear(hidden), together, rtol=0, atol=0)
     torch.testing.assert_close(linear(hidden.bfloat16()), tiles(hidden.bfloat16().float()).bfloat16(), rtol=0, atol=0)
+
+
+def test_what_is_not_finite_stays_so() -> None:
+    linear = Int8Linear.from_weight(torch.randn(20, 64, generator=torch.Generator().manual_seed(0)))
+    try:
+        tiles = linear.use_tiles()
+    except compiler.CompilerError as error:
+        pytest.skip(str(error))
+    hidden = torch.ones(3, 64)
+    hidden[0, 5], hidden[1, 40] = torch.nan, torch.inf
+    assert not tiles(hidden)[:2].isfinite().any()
+    assert tiles(hidden)[2].isfinite().all()
 
 
 def test_a_step_does_not_depend_on_others_in_the_batch() -> None:

@@ -103,7 +103,7 @@ class Tiles:
         minimum: of each group; where there is one, weights have 4 bits.
 
     Raises:
-        CompilerError: no compiler, or a processor without AVX-512 for bfloat16.
+        CompilerError: no compiler, or a processor without AVX-512 VNNI.
     """
 
     def __init__(
@@ -113,9 +113,7 @@ class Tiles:
         minimum: Float[Tensor, "rows groups"] | None = None,
     ):
         if not compiled().library.few_bits():
-            raise CompilerError(
-                "this processor has no AVX-512 for bfloat16, by which weights in few bits are multiplied"
-            )
+            raise CompilerError("this processor has no AVX-512 VNNI, by which weights in few bits are multiplied")
         rows, groups = scale.shape
         tiles = -(-rows // ROWS)
         parts = [scale] if minimum is None else [scale, minimum]
