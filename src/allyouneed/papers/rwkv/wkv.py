@@ -265,7 +265,8 @@ def _checked(
     for name, tensor, shape in expected:
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"keys are {tuple(keys.shape)}, but {name} is {tuple(tensor.shape)}: it must be {shape}")
-    if decay.device.type == "cpu" and bool((decay < 0).any()):
+    # A compiled graph cannot look at values.
+    if decay.device.type == "cpu" and not torch.compiler.is_compiling() and bool((decay < 0).any()):
         raise ValueError(f"the smallest decay is {float(decay.min())}: it must be 0 or more, or the past would grow")
     dtype = _wide(keys.dtype)
     keys, values = keys.to(dtype), values.to(dtype)
