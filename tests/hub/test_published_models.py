@@ -9,6 +9,8 @@ import allyouneed
 from allyouneed.data import is_present
 from allyouneed.data.assets import stand_in
 from allyouneed.hub import StoredModel, open_model
+from allyouneed.nn import compile_decoder
+from allyouneed.text import Sampling, generate
 
 
 def opened(name: str) -> StoredModel:
@@ -41,6 +43,20 @@ def test_smollm2_knows_a_capital() -> None:
     with torch.no_grad():
         logits = model(torch.tensor([tokenizer.encode("The capital of France is")]))
     assert tokenizer.decode([int(logits[0, -1].argmax())]) == " Paris"
+
+
+def test_compiled_smollm2_writes_what_its_weights_in_32_bits_do() -> None:
+    opened("smollm2-135m-instruct")
+    model, tokenizer = allyouneed.load("smollm2-135m-instruct", quantize="int4")
+    outcome = compile_decoder(model)
+    if outcome.reason is not None:
+        pytest.skip(outcome.reason)
+    prompts = [tokenizer.encode(text) for text in ("The capital of France is", "def fibonacci(n):")]
+    plain, _ = allyouneed.load("smollm2-135m-instruct")
+    expected = [generate(plain, [prompt], new_tokens=16, sampling=Sampling.greedy()) for prompt in prompts]
+    assert [generate(model, [prompt], new_tokens=16, sampling=Sampling.greedy()) for prompt in prompts] == expected
+    # In one batch, with padding.
+    assert generate(model, prompts, new_tokens=16, sampling=Sampling.greedy()) == [row for (row,) in expected]
 
 
 def test_qwen_is_read() -> None:
