@@ -270,6 +270,12 @@ BAD: list[tuple[dict[str, Any], int, str | None, str]] = [
     ({"messages": [{"role": "user", "content": None}]}, 400, "messages", "messages.0.content: Field required"),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, 400, "messages", "needs the field text"),
     (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]},
+        400,
+        "messages",
+        "needs the field text",
+    ),
+    (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
         400,
         "messages",
@@ -279,7 +285,7 @@ BAD: list[tuple[dict[str, Any], int, str | None, str]] = [
     ({"temperature": 2.5}, 400, "temperature", "less than or equal to 2"),
     ({"temperature": float("nan")}, 400, "temperature", "finite"),
     ({"top_p": 0}, 400, "top_p", "greater than 0"),
-    ({"n": 9}, 400, None, "9 choices are more than max_num_sequences 8"),
+    ({"n": 9}, 400, "n", "n 9 is more than the 8 sequences computed at once"),
     ({"n": 0}, 400, "n", "greater than or equal to 1"),
     ({"n": 129}, 400, "n", "less than or equal to 128"),
     ({"stop": ["a"] * 257}, 400, "stop", "at most 256"),

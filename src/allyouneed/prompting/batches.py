@@ -16,8 +16,8 @@ from .store import AnswerStore
 
 _Answer = TypeVar("_Answer", Completion, Scores)
 
-# Seeds of further attempts are far from those that anybody gives.
-_NEXT_ATTEMPT = 2**40
+# Seeds of further attempts are far from those that anybody gives, also in servers that keep 32 bits of a seed.
+_NEXT_ATTEMPT = 1_000_000_007
 
 
 def complete(
@@ -49,7 +49,8 @@ def complete(
         schema: a JSON schema or a type, as for `OutputFormat`: each answer is parsed by it. What cannot be parsed is
             asked again with another seed.
         constrain: whether the sampler is held to the schema. Otherwise the prompt must ask for it.
-        max_attempts: the most answers to a prompt, until one can be parsed.
+        max_attempts: the most answers to a prompt, until one can be parsed. Greedy ones are the same each time, and are
+            asked for once.
         store: where answers are kept; nowhere where None.
         progress: show a bar, or lines where there is no terminal; on a terminal alone where None.
 
@@ -71,6 +72,8 @@ def complete(
         CompletionRequest(prompt, new_tokens, sampling, tuple(stop_strings), own, wanted)
         for prompt, own in zip(prompts, seeds, strict=True)
     ]
+    if sampling is not None and sampling.temperature == 0:
+        max_attempts = 1
     asking = _Asking(model, store, progress, len(requests))
     results: list[Result[Completion]] = [Result()] * len(requests)
     left = list(range(len(requests)))

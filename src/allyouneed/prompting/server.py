@@ -187,13 +187,14 @@ class _Session:
         Raises:
             ServerError: it is refused, or not answered in all attempts.
         """
-        own, wait = self._server, 0.0
+        own, wait, made = self._server, 0.0, 0
         error = ServerError("nothing was asked")
         for attempt in range(own._max_attempts):
             if self._ended.wait(wait):
                 break
             if self._wrong is not None:
                 raise self._wrong
+            made = attempt + 1
             wait = min(_LONGEST_WAIT, own._first_wait * 2**attempt) * random.uniform(0.5, 1.0)
             try:
                 response = self._client.post(own.url + path, json={"model": own.model, **body})
@@ -213,7 +214,7 @@ class _Session:
         if not self._reached:
             # Nobody is there: others need not wait as long.
             self._wrong = error
-        raise ServerError(f"{error} (in {own._max_attempts} attempts)", error.status)
+        raise ServerError(f"{error} (in {made} attempts)", error.status)
 
     def _read(self, response: httpx.Response) -> dict[str, Any]:
         try:

@@ -39,7 +39,7 @@ class ContentPart(Body):
     def _refuse_other_kinds(cls, given: Any) -> Any:
         if isinstance(given, dict) and given.get("type") in ("image_url", "input_audio", "file", "video_url"):
             refuse(f"content parts of type {given['type']} are not supported: this model reads text")
-        if isinstance(given, dict) and given.get("type") in ("text", "refusal") and given["type"] not in given:
+        if isinstance(given, dict) and given.get("type") in ("text", "refusal") and given.get(given["type"]) is None:
             refuse(f"a content part of type {given['type']} needs the field {given['type']}")
         return given
 

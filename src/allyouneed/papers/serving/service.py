@@ -102,6 +102,9 @@ class Service:
         new_tokens = [self._new_tokens(asked, len(prompt.tokens)) for prompt in prompts]
         options = self._options(asked, constraint)
         choices = max(asked.n or 1, (isinstance(asked, CompletionRequest) and asked.best_of) or 1)
+        if choices > (most := self.engine.scheduler.limits.max_num_sequences):
+            name = "n" if choices == asked.n else "best_of"
+            raise ApiError(400, f"{name} {choices} is more than the {most} sequences computed at once", param=name)
         answer = Answer(self._tokenizer, prompts, choices=choices, options=options)
         seed = secrets.randbits(62) if asked.seed is None else asked.seed
         try:
