@@ -27,7 +27,7 @@ EVERY_ARM = [
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run(EXPERIMENT, "smoke", folder=tmp_path_factory.mktemp("runs"), workers=1)
+    return run(EXPERIMENT, "smoke", folder=tmp_path_factory.mktemp("runs"), in_process=True)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_every_metric_that_a_claim_names_is_measured(smoke: Run) -> None:
 
 def test_the_same_trials_give_the_same_metrics(smoke: Run, tmp_path: Path) -> None:
     """Memory too, which is counted and not sampled."""
-    again = run(EXPERIMENT, "smoke", folder=tmp_path, workers=1)
+    again = run(EXPERIMENT, "smoke", folder=tmp_path, in_process=True)
     assert [result.metrics for result in again.trials] == [result.metrics for result in smoke.trials]
 
 
@@ -106,7 +106,7 @@ def test_the_same_targets_are_scored_at_every_length(
     monkeypatch.setattr(experiment, "build", lambda config: None)
     alone = dataclasses.replace(EXPERIMENT.scales[scale], arms={arm: config}, seeds=1, device="cpu")
     tried = dataclasses.replace(EXPERIMENT, scales=dict.fromkeys(SCALES, alone), claims=(), trial=experiment.trial)
-    assert not run(tried, scale, folder=tmp_path, workers=1).failures
+    assert not run(tried, scale, folder=tmp_path, in_process=True).failures
     assert list(scored) == [multiple * config.length for multiple in MULTIPLES]
     first = scored[config.length]
     assert len(first) == config.evaluated_tokens

@@ -22,7 +22,7 @@ GPU: Mapping[str, FlashAttentionConfig] = EXPERIMENT.scales["gpu"].arms
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run(EXPERIMENT, "smoke", folder=tmp_path_factory.mktemp("runs"), workers=1)
+    return run(EXPERIMENT, "smoke", folder=tmp_path_factory.mktemp("runs"), in_process=True)
 
 
 def tried(config: FlashAttentionConfig, folder: Path, seed: int = 0) -> TrialResult:

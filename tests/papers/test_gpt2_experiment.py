@@ -29,7 +29,7 @@ SMALL = EXPERIMENT.scales["smoke"].arms["size_1"]
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run(EXPERIMENT, "smoke", folder=tmp_path_factory.mktemp("runs"), workers=1)
+    return run(EXPERIMENT, "smoke", folder=tmp_path_factory.mktemp("runs"), in_process=True)
 
 
 def test_every_metric_that_a_claim_names_is_measured(smoke: Run) -> None:
@@ -49,7 +49,7 @@ def test_every_metric_that_a_claim_names_is_measured(smoke: Run) -> None:
 
 
 def test_the_same_trials_give_the_same_metrics(smoke: Run, tmp_path: Path) -> None:
-    again = run(EXPERIMENT, "smoke", folder=tmp_path, workers=1)
+    again = run(EXPERIMENT, "smoke", folder=tmp_path, in_process=True)
     assert [result.metrics for result in again.trials] == [result.metrics for result in smoke.trials]
 
 

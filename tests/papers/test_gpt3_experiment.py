@@ -42,7 +42,7 @@ def standins() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run(EXPERIMENT, "smoke", folder=tmp_path_factory.mktemp("runs"), workers=1)
+    return run(EXPERIMENT, "smoke", folder=tmp_path_factory.mktemp("runs"), in_process=True)
 
 
 def test_every_metric_that_a_claim_names_is_measured(smoke: Run) -> None:

@@ -28,7 +28,7 @@ PAIR = ("large_whole", "gpt2_whole")
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run(EXPERIMENT, "smoke", folder=tmp_path_factory.mktemp("runs"), workers=1)
+    return run(EXPERIMENT, "smoke", folder=tmp_path_factory.mktemp("runs"), in_process=True)
 
 
 def test_every_claim_finds_its_metric(smoke: Run) -> None:
@@ -50,7 +50,7 @@ def test_the_same_trials_give_the_same_metrics(smoke: Run, tmp_path: Path) -> No
         dataclasses.replace(EXPERIMENT, scales=dict.fromkeys(SCALES, one), claims=()),
         "smoke",
         folder=tmp_path,
-        workers=1,
+        in_process=True,
     )
     assert [result.metrics for result in again.trials] == [
         result.metrics for result in smoke.trials if result.arm == "small_half"

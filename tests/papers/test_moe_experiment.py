@@ -33,7 +33,7 @@ GPU_ARMS = [
 
 @pytest.fixture(scope="module", params=ROOMS)
 def smoke(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run(EXPERIMENTS[request.param], "smoke", folder=tmp_path_factory.mktemp("runs"), workers=1)
+    return run(EXPERIMENTS[request.param], "smoke", folder=tmp_path_factory.mktemp("runs"), in_process=True)
 
 
 def test_every_claim_finds_its_metric(smoke: Run) -> None:
@@ -51,7 +51,7 @@ def test_every_claim_finds_its_metric(smoke: Run) -> None:
 
 
 def test_the_same_trials_give_the_same_metrics(smoke: Run, tmp_path: Path) -> None:
-    again = run(smoke.experiment, "smoke", folder=tmp_path, workers=1)
+    again = run(smoke.experiment, "smoke", folder=tmp_path, in_process=True)
     assert [result.metrics for result in again.trials] == [result.metrics for result in smoke.trials]
 
 

@@ -27,7 +27,7 @@ SMOKE: Mapping[str, RwkvTrialConfig] = EXPERIMENT.scales["smoke"].arms
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run(EXPERIMENT, "smoke", folder=tmp_path_factory.mktemp("runs"), workers=1)
+    return run(EXPERIMENT, "smoke", folder=tmp_path_factory.mktemp("runs"), in_process=True)
 
 
 def tried(config: RwkvTrialConfig, folder: Path, **options: Any) -> TrialResult:

@@ -98,5 +98,4 @@ def _put(model: nn.Module, name: str, linear: Int4Linear | Int8Linear) -> None:
     setattr(module, child, linear)
     # As soon as its last part is there, and not at the end for all blocks: the peak stays low.
     join_projections(module)
-    if linear not in module.children():
-        _return_freed_memory()
+    _return_freed_memory()
