@@ -1,8 +1,10 @@
 """`allyouneed.load` finds the room that reads an architecture, and says what it cannot load."""
 
 import importlib
+import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +287,56 @@ def test_a_class_says_who_reads_another_head(tmp_path: Path) -> None:
     )
     with pytest.raises(UnsupportedError, match=wanted):
         SentenceClassifier.from_pretrained(tmp_path)
+
+
+def test_a_head_that_is_left_out_is_named_with_the_class_that_has_it(tmp_path: Path) -> None:
+    from allyouneed.papers.bert import Bert, BertConfig, SentenceClassifier
+
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abc"]
+    config = BertConfig(vocabulary=len(vocabulary), width=8, layers=1, heads=2, hidden=8, positions=8)
+    whole = SentenceClassifier(Bert(config), ["no", "yes"])
+    whole.save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
+    with pytest.warns(
+        UserWarning, match=r"is a BertForSequenceClassification; Bert reads it .*bert\.SentenceClassifier"
+    ):
+        model, _ = allyouneed.load(tmp_path)
+    assert isinstance(model, Bert)
+    whole.bert.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        allyouneed.load(tmp_path)
+
+
+@pytest.mark.parametrize("key_value_heads", [0, 3])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "mixtral"])
+def test_key_value_heads_that_cannot_be_shared_are_named(kind: str, key_value_heads: int, tmp_path: Path) -> None:
+    config = {"model_type": kind, "hidden_size": 16, "num_attention_heads": 4, "vocab_size": 5, "num_hidden_layers": 1}
+    config |= {"intermediate_size": 8, "max_position_embeddings": 8, "num_key_value_heads": key_value_heads}
+    write_model(tmp_path, config, [("a", torch.zeros(1))])
+    module, _, name = READERS[kind].partition(":")
+    wanted = rf"config\.json: num_key_value_heads is {key_value_heads}; it must divide num_attention_heads, which is 4"
+    with pytest.raises(UnsupportedError, match=wanted):
+        getattr(importlib.import_module(module), name).from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [(5, "chat_template is 5; it must be a text"), ({"a": "b"}, "it must be a text, or a list of named ones")],
+)
+def test_a_chat_template_that_is_no_text_is_refused(template: Any, message: str, tmp_path: Path) -> None:
+    write_model(tmp_path, {"model_type": "llama"}, [("a", torch.zeros(1))])
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    with pytest.raises(UnsupportedError, match=message):
+        open_model(tmp_path)
+
+
+def test_named_chat_templates_without_a_default_are_told_of(tmp_path: Path) -> None:
+    write_model(tmp_path, {"model_type": "llama"}, [("a", torch.zeros(1))])
+    named = [{"name": "tool_use", "template": "x"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    with pytest.warns(UserWarning, match="chat_template has 'tool_use', and none called 'default'"):
+        assert open_model(tmp_path).chat_template is None
 
 
 def test_what_says_neither_type_nor_head_is_not_guessed_at(tmp_path: Path) -> None:

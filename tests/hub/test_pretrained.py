@@ -88,7 +88,7 @@ def test_arguments_are_honoured(tiny: Any, stored: Weights, write: Callable[...,
         type(tiny).from_pretrained(folder, quantize="int2")
     with pytest.raises(ValueError, match=r"dtype is torch\.int8"):
         type(tiny).from_pretrained(folder, dtype=torch.int8)
-    with pytest.raises(RuntimeError, match="nowhere"):
+    with pytest.raises(ValueError, match="device is 'nowhere'"):
         type(tiny).from_pretrained(folder, device="nowhere")
 
 

@@ -506,3 +506,19 @@ def test_load_gives_model_and_tokenizer() -> None:
     model, tokenizer = allyouneed.load(MINILM)
     assert isinstance(model, Bert) and isinstance(tokenizer, WordPieceTokenizer)
     assert model.config.width == 384 and tokenizer.vocabulary == model.config.vocabulary
+
+
+@pytest.mark.parametrize("kind", ["sentence", "token"])
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_what_the_logits_are_for_changes_none(kind: str, problem: str, tmp_path: Path) -> None:
+    kinds, _, outputs, names, _ = KINDS[kind]
+    theirs = their_model(kind, problem_type=problem)
+    theirs.save_pretrained(tmp_path)
+    ours = kinds.from_pretrained(tmp_path)
+    tokens, segments, present = a_batch()
+    with torch.no_grad():
+        (found,) = ours_of(outputs(ours, tokens, segments, present=present))
+        expected = theirs(input_ids=tokens, token_type_ids=segments, attention_mask=present.long())[names[0]]
+    rows = present if found.shape[:2] == present.shape else slice(None)
+    torch.testing.assert_close(found[rows], expected[rows], rtol=1e-4, atol=1e-5)
+    assert ours.to_config()["problem_type"] == problem

@@ -214,6 +214,8 @@ class TestDoor:
         assert "authorization" in allowed.headers["access-control-allow-headers"]
         other = httpx.options(guarded.url + CHAT, headers={"origin": "http://evil.example", **asks})
         assert other.status_code == 400 and "access-control-allow-origin" not in other.headers
+        refused = other.json()["error"]
+        assert refused["code"] == "forbidden_origin" and "http://evil.example" in refused["message"]
         # An error has them, too: otherwise a page could not say what is wrong.
         wrong = guarded.post({}, headers={"origin": ORIGIN})
         assert wrong.status_code == 400 and wrong.headers["access-control-allow-origin"] == ORIGIN

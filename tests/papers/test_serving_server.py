@@ -319,9 +319,21 @@ BAD: list[tuple[dict[str, Any], int, str | None, str]] = [
     ({"mirostat": 2}, 400, "mirostat", "mirostat is not supported: the samplers here are temperature"),
     ({"repeat_penalty": 1.1}, 400, "repeat_penalty", "use repetition_penalty"),
     ({"guided_json": {"type": "object"}}, 400, "guided_json", "use response_format"),
-    ({"chat_template_kwargs": {"enable_thinking": False}}, 400, "messages", "no variable 'enable_thinking'"),
+    (
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        400,
+        "chat_template_kwargs",
+        "no variable 'enable_thinking'",
+    ),
     ({"continue_final_message": True}, 400, "messages", "needs a final message of the assistant"),
 ]
+
+
+def test_a_slash_at_the_end_changes_nothing(server: Running) -> None:
+    answer = server.post(json.loads(body()), path="/v1/chat/completions/")
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["object"] == "chat.completion"
+    assert httpx.get(server.url + "/v1/models/").json()["object"] == "list"
 
 
 class TestBadInput:

@@ -297,6 +297,24 @@ class TestFiles:
         assert T5.from_pretrained(folder).config == FIRST
         assert T5.from_config(SECOND_AS_WRITTEN).config.tied is False
 
+    @pytest.mark.parametrize("written", [{"tie_word_embeddings": False}, {"scale_decoder_outputs": False}])
+    def test_an_output_layer_that_is_not_stored_is_the_embedding_table(
+        self, written: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """And nothing is scaled, as by transformers; nor is it after saving."""
+        T5(replace(SECOND, tied=True)).save_pretrained(tmp_path / "tied")
+        folder = tmp_path / "tied"
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | written))
+        theirs = T5ForConditionalGeneration.from_pretrained(folder)
+        source, targets, present = batch(5, 7)
+        ours = T5.from_pretrained(folder)
+        ours.save_pretrained(tmp_path / "again")
+        with torch.no_grad():
+            expected = theirs(input_ids=source, attention_mask=present.long(), decoder_input_ids=targets).logits
+            for model in (ours, T5.from_pretrained(tmp_path / "again")):
+                assert close(model(source, targets, present=present), expected)
+
 
 SECOND_AS_WRITTEN = {
     "model_type": "t5",

@@ -404,7 +404,7 @@ class TestParsing:
 def test_bad_calls_are_refused() -> None:
     model = Counting()
     for call, message in (
-        (lambda: complete(model, "text"), "one text"),
+        (lambda: complete(model, "text"), "several texts or conversations"),
         (lambda: complete(model, [""]), "a prompt is empty"),
         (lambda: complete(model, [[]]), "must be a text"),
         (lambda: complete(model, [3]), "must be a text"),  # pyright: ignore[reportArgumentType]
@@ -412,7 +412,7 @@ def test_bad_calls_are_refused() -> None:
         (lambda: complete(model, ["a"], seed=-1), "seed -1"),
         (lambda: complete(model, ["a"], seed=[1, 2]), "2 seeds for 1 prompts"),
         (lambda: complete(model, ["a"], max_attempts=0), "max_attempts 0"),
-        (lambda: complete(model, ["a"], stop_strings="x"), "one string"),
+        (lambda: complete(model, ["a"], stop_strings="x"), "one text"),
         (lambda: score(model, ["a"], []), "give as many"),
         (lambda: score(model, ["a"], [[]]), "one or more"),
         (lambda: score(model, ["a"], [["b", ""]]), "none of them empty"),

@@ -367,10 +367,18 @@ def test_texts_that_are_allowed_and_not() -> None:
     assert accepts(Grammar.json_schema(hidden), '{"a": "\\n\\"", "b": 1}')
 
 
+MANY_PROPERTIES: Any = {"properties": {f"p{place}": {} for place in range(401)}}
+# Two pointers, each to the other; `~1` stands for a slash.
+TWO: Any = {"allOf": [{"$ref": "#/properties/a"}]}
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Grammar.json_schema({"type": "strange"}), "Invalid type: strange"),
+        (
+            lambda: Grammar.json_schema({"type": "strange"}),
+            "the JSON schema cannot be followed: Invalid type: strange$",
+        ),
         (lambda: Grammar.json_schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
         (lambda: Grammar.json_schema({"not": {"type": "string"}}), "not"),
         (lambda: Grammar.json_schema({"type": "string", "format": "telegram"}), "telegram"),
@@ -381,7 +389,18 @@ def test_texts_that_are_allowed_and_not() -> None:
         (lambda: Grammar.json_schema({"const": "a\x01"}), "control character"),
         (lambda: Grammar.json_schema({"const": float("nan")}), "not JSON"),
         (lambda: Grammar.json_schema({1: 2}), "keys must be strings"),
-        (lambda: Grammar.json_schema({"$ref": "other.json"}), "other.json"),
+        (lambda: Grammar.json_schema({"$ref": "other.json"}), r"other\.json' leads out of the schema, and nothing"),
+        (lambda: Grammar.json_schema({"$ref": "#"}), "'#' leads back to itself"),
+        (lambda: Grammar.json_schema({"allOf": [{"$ref": "#"}]}), "'#' leads back to itself"),
+        (
+            lambda: Grammar.json_schema({"properties": {"a": {"$ref": "#/$defs/x~1y"}}, "$defs": {"x/y": TWO}}),
+            "leads back to itself",
+        ),
+        (lambda: Grammar.json_schema({"properties": {"a": {"$ref": "#/$defs/b"}}}), r"'#/\$defs/b' leads nowhere"),
+        (lambda: Grammar.json_schema({"items": MANY_PROPERTIES}), "#/items/properties has 401 properties: at most 400"),
+        (lambda: Grammar.json_schema({"items": {"minItems": 1e30}}), r"#/items/minItems is 1e\+30: at most 1000000"),
+        (lambda: Grammar.json_schema({"maxLength": 2.5}), "#/maxLength is 2.5: it must be a whole number, 0 or more"),
+        (lambda: Grammar.json_schema({"maxItems": True}), "#/maxItems is True: it must be a whole number"),
         (lambda: Grammar.json_schema([]), "an object, or true"),
         (lambda: Grammar.json_schema(False), "an object, or true"),
         (lambda: Grammar.json_schema("{}"), "an object, or true"),
@@ -389,14 +408,26 @@ def test_texts_that_are_allowed_and_not() -> None:
         (lambda: Grammar.choice(["a", ""]), "at least one"),
         (lambda: Grammar.choice("abc"), "one string"),
         (lambda: Grammar.regex("(?=a)b"), "look-around"),
-        (lambda: Grammar.regex("(a"), "unclosed group"),
-        (lambda: Grammar.lark("start: other"), "other"),
+        (lambda: Grammar.regex("(a"), r'followed: the regular expression "\(a" has a mistake: unclosed group$'),
+        (lambda: Grammar.lark("start: other"), r"followed: line 1, column 8: unknown name: \"other\"$"),
         (lambda: Grammar.lark('%llguidance {}\nstart: "a"'), "%llguidance"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_by_name(make: Callable[[], Grammar], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_limits_that_nothing_reaches_are_none() -> None:
+    for most in (1e30, 10**30, 3_000_000):
+        assert accepts(Grammar.json_schema({"type": "array", "maxItems": most, "items": {"maxLength": most}}), '["a"]')
+    assert not accepts(Grammar.json_schema({"type": "array", "maxItems": 1.0}), "[1,2]")
+    # What is a value, or a property's name, is no limit and no reference.
+    fixed = {"const": {"maxItems": 2_000_000, "$ref": "#/nowhere"}}
+    assert accepts(Grammar.json_schema(fixed), '{"maxItems":2000000,"$ref":"#/nowhere"}')
+    assert accepts(Grammar.json_schema({"type": "object", "properties": {"$ref": {}, "maxItems": {}}}), '{"$ref":1}')
+    linked = {"type": "object", "properties": {"value": {"type": "integer"}, "next": {"$ref": "#"}}}
+    assert accepts(Grammar.json_schema(linked), '{"value":1,"next":{"next":{}}}')
 
 
 def _deep(depth: int) -> Any:

@@ -9,8 +9,8 @@ is given another architecture's checkpoint says whose it is. Weights that a wrap
 Where a table is padded beyond the tokenizer's vocabulary, the padding is never sampled (`Pretrained.decodable`).
 """
 
-from .architecture import READERS, architecture_of
-from .config import canonical, label_entries, read_labels, refuse_unless, required
+from .architecture import READERS, architecture_of, warn_of_head
+from .config import PROBLEM_TYPES, canonical, label_entries, read_key_value_heads, read_labels, refuse_unless, required
 from .errors import CheckpointFormatError, UnsupportedError, WeightsError
 from .folder import SafetensorsFolder
 from .names import Name, same, stacked, transposed
@@ -24,6 +24,7 @@ from .stored import QuantizedBlocks, StoredModel
 from .writing import write_model
 
 __all__ = [
+    "PROBLEM_TYPES",
     "READERS",
     "CheckpointFormatError",
     "Name",
@@ -41,6 +42,7 @@ __all__ = [
     "model_path",
     "open_model",
     "read_json",
+    "read_key_value_heads",
     "read_labels",
     "read_rotary",
     "refuse_unless",
@@ -50,5 +52,6 @@ __all__ = [
     "scaling_entry",
     "stacked",
     "transposed",
+    "warn_of_head",
     "write_model",
 ]

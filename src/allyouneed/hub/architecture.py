@@ -1,5 +1,6 @@
 """Which class reads which architecture, and what a class says that was given another's checkpoint."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -70,6 +71,30 @@ def architecture_of(config: Mapping[str, Any]) -> str:
 def _heads(config: Mapping[str, Any]) -> list[str]:
     named = config.get("architectures")
     return list(map(str, named)) if isinstance(named, list) else []
+
+
+def warn_of_head(stored: StoredModel, reader: Any, base: Any) -> None:
+    """Warn where a class reads a checkpoint without its head, which another class has; that one is named.
+
+    Args:
+        stored: the checkpoint.
+        reader: the class that reads it.
+        base: `Pretrained`, among whose subclasses one may be that reads the head.
+    """
+    heads = set(_heads(stored.config))
+    whole = [
+        f"{other.__module__.rpartition('.')[0]}.{other.__name__}"
+        for other in _descendants(base)
+        if other is not reader
+        and stored.config.get("model_type") in other.model_types
+        and heads & {*other.architectures}
+    ]
+    if whole:
+        warnings.warn(
+            f"{stored.source} is a {', '.join(sorted(heads))}; {reader.__name__} reads it without its head, which "
+            f"{' and '.join(whole)} {'has' if len(whole) == 1 else 'have'}",
+            stacklevel=3,
+        )
 
 
 def _whose(config: Mapping[str, Any], refusing: Any, base: Any) -> str:

@@ -9,6 +9,9 @@ _Value = TypeVar("_Value")
 _ABSENT = object()
 _FILE = "config.json"
 
+PROBLEM_TYPES = (None, "single_label_classification", "multi_label_classification", "regression")
+"""What a `config.json` may say that a classifier's logits are for; they are the same for all."""
+
 
 def refuse_unless(
     config: Mapping[str, Any], key: str, allowed: Collection[Any], *, absent: Any = _ABSENT, file: str = _FILE
@@ -87,6 +90,25 @@ def required(
     return value
 
 
+def read_key_value_heads(config: Mapping[str, Any], heads: int, default: int) -> int:
+    """Return how many heads of keys and values there are, which groups of query heads share.
+
+    Args:
+        config: of a checkpoint.
+        heads: of queries.
+        default: taken where `num_key_value_heads` is absent or null.
+
+    Raises:
+        UnsupportedError: a number that does not divide that of query heads.
+    """
+    found = required(config, "num_key_value_heads", int, default)
+    if found < 1 or heads % found:
+        raise UnsupportedError(
+            f"config.json: num_key_value_heads is {found}; it must divide num_attention_heads, which is {heads}"
+        )
+    return found
+
+
 def read_labels(config: Mapping[str, Any], *, least: int = 1) -> tuple[str, ...]:
     """Return the names of a classifier's labels in the order of their numbers.
 
@@ -112,9 +134,10 @@ def read_labels(config: Mapping[str, Any], *, least: int = 1) -> tuple[str, ...]
     return tuple(map(str, labels))
 
 
-def label_entries(labels: Sequence[str]) -> dict[str, Any]:
-    """Give the entries of a `config.json` that name a classifier's labels."""
+def label_entries(labels: Sequence[str], problem_type: str | None = None) -> dict[str, Any]:
+    """Give the entries of a `config.json` that name a classifier's labels, and say what their logits are for."""
     return {
+        **({} if problem_type is None else {"problem_type": problem_type}),
         "id2label": {str(index): label for index, label in enumerate(labels)},
         "label2id": {label: index for index, label in enumerate(labels)},
     }

@@ -1,5 +1,6 @@
 """Checkpoints in the usual layout: a folder with `config.json` and one or several safetensors files."""
 
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -119,5 +120,13 @@ def _chat_template(folder: Path) -> str | None:
     template = read_json(path).get("chat_template") if path.is_file() else None
     if isinstance(template, list):  # Several, by name.
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        if "default" not in named:
+            names = ", ".join(map(repr, named)) or "none"
+            warnings.warn(
+                f"{path}: chat_template has {names}, and none called 'default': the model has no template here",
+                stacklevel=2,
+            )
         template = named.get("default")
-    return template if isinstance(template, str) else None
+    if template is not None and not isinstance(template, str):
+        raise UnsupportedError(f"{path}: chat_template is {template!r:.60}; it must be a text, or a list of named ones")
+    return template

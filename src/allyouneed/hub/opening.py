@@ -78,6 +78,11 @@ def model_path(name_or_folder: str | Path) -> Path:
         FileNotFoundError: a path that does not exist.
         AssetError: the asset could not be fetched.
     """
+    if not isinstance(name_or_folder, str | Path) or not str(name_or_folder).strip():
+        raise ValueError(
+            f"the name of a model is {name_or_folder!r:.60}; there are {', '.join(_models())}; or give a folder, a "
+            "GGUF file, or a hub repository as owner/name"
+        )
     path = Path(name_or_folder)
     if isinstance(name_or_folder, str) and name_or_folder in _models():
         path = fetch(name_or_folder)

@@ -100,6 +100,7 @@ class Pretrained(nn.Module):
             CheckpointFormatError: a damaged file.
             UnsupportedError: an architecture, configuration or type that is not supported, named.
             WeightsError: weights that are missing, left over, or of other shapes, named.
+            ValueError: no model's name, a type that weights cannot have, or a device that is not here.
         """
         return cls.from_stored(open_model(name_or_folder), dtype=dtype, device=device, quantize=quantize)
 
@@ -118,6 +119,7 @@ class Pretrained(nn.Module):
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"dtype is {dtype!r}; weights must be of a floating-point type, such as torch.bfloat16")
         check_architecture(stored, cls, Pretrained)
+        device = _checked_device(device)
         with torch.device("meta"):
             model = cls.for_stored(stored)
         names, copies = model.weight_names(), model.copies()
@@ -126,11 +128,11 @@ class Pretrained(nn.Module):
         check_copies(weights, copies, cls.prefix)
         dtype = dtype or weights.common_dtype()
         if quantize is None:
-            fill(model, weights, fillings, dtype=dtype, device=device or "cpu")
+            fill(model, weights, fillings, dtype=dtype, device=device)
             arrange_for_inference(model)
         else:
             fill_quantized(model, weights, fillings, kind=quantize, dtype=dtype)
-            model.to(device or "cpu")
+            model.to(device)
         check_filled(model)
         model.generation, model.chat_template = stored.generation, stored.chat_template
         return model.eval()
@@ -194,3 +196,22 @@ class Pretrained(nn.Module):
             generation={**self.generation.other, **generation_entries(config)},
             shard_bytes=shard_bytes,
         )
+
+
+def _checked_device(device: torch.device | str | None) -> torch.device:
+    """Give the device, the CPU where None.
+
+    Raises:
+        ValueError: torch does not know it, or cannot use it here; or it holds no numbers.
+    """
+    try:
+        found = torch.device(device or "cpu")
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device is {device!r}; it must be one that torch knows, such as 'cpu' or 'cuda'") from error
+    if found.type == "meta":
+        raise ValueError("device is 'meta', which holds no weights; it must be one such as 'cpu' or 'cuda'")
+    try:
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ValueError(f"device is {device!r}, which torch cannot use here: {str(error).splitlines()[0]}") from error
+    return found

@@ -48,13 +48,21 @@ def write_model(
         shard_bytes: the most that one file holds, but for a tensor that is larger alone.
 
     Raises:
-        ValueError: no tensors, two of the same name, or a shard of no size.
+        ValueError: no folder's name, no tensors, two of the same name, or a shard of no size.
+        NotADirectoryError: a file stands where the folder should be.
         OSError: the folder cannot be written; what was there is untouched.
     """
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes is {shard_bytes}; it must be at least 1")
+    if not isinstance(folder, str | Path) or not str(folder):
+        raise ValueError(f"a model is written into a folder, got {folder!r:.60}")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(
+            f"a model is written into a folder, and {error.filename} is a file, or lies under one"
+        ) from error
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as scratch_name:
         scratch = Path(scratch_name)
         shards = [_save(shard, scratch / str(place)) for place, shard in enumerate(_shards(tensors, shard_bytes))]

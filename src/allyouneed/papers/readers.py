@@ -21,6 +21,7 @@ from allyouneed.hub import (
     WeightsError,
     architecture_of,
     open_model,
+    warn_of_head,
 )
 from allyouneed.prompting import BatchModel, WorkerBatch
 from allyouneed.text import ChatTemplate, LanguageModel, LocalChat, Tokenizer
@@ -34,6 +35,9 @@ def load_model(
     quantize: Quantization | None = None,
 ) -> tuple[Pretrained, Tokenizer]:
     """Load a published model and its tokenizer; its `config.json` decides the architecture.
+
+    The class that is loaded is an encoder or a language model; a checkpoint with another head, such as a classifier's,
+    is read without it, and a warning names the class that reads it whole.
 
     Args:
         name: an asset's name, such as `smollm2-135m-instruct` or `all-minilm-l6-v2`, fetched where it is not in the
@@ -70,6 +74,7 @@ def load_opened(
     if isinstance(known, int) and tokenizer.vocabulary > known:
         _check_surplus(stored, tokenizer, known)
     model = reader.from_stored(stored, dtype=dtype, device=device, quantize=quantize)
+    warn_of_head(stored, reader, Pretrained)
     if isinstance(known, int) and tokenizer.vocabulary < known:
         model.decodable = tokenizer.vocabulary
     return model, tokenizer

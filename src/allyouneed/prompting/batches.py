@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from allyouneed.text import Sampling
+from allyouneed.text.checks import check_count, check_texts
 
 from .parsing import OutputFormat
 from .progress import Progress
@@ -57,12 +58,10 @@ def complete(
     Raises:
         ValueError: a value out of range, or a schema that is none. What a single prompt fails of is in its result.
     """
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts is one text, {prompts[:60]!r}; it must be several, as [text]")
-    if isinstance(stop_strings, str):
-        raise ValueError(f"stop_strings is one string, {stop_strings!r}; it must be several, as [{stop_strings!r}]")
-    if max_attempts < 1:
-        raise ValueError(f"max_attempts {max_attempts} is out of range: it must be at least 1")
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        raise ValueError(f"prompts is {prompts!r:.60}; it must be several texts or conversations, as [text]")
+    check_texts("stop_strings", stop_strings)
+    check_count("max_attempts", max_attempts)
     seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: there must be one for all, or one for each")

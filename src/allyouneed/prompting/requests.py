@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from allyouneed.text import Message, Sampling
+from allyouneed.text.checks import check_count
 
 Prompt = str | Sequence[Message]
 """A text that is to be continued, or a conversation that is to be answered."""
@@ -40,10 +41,8 @@ class CompletionRequest:
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
-        if self.new_tokens < 1:
-            raise ValueError(f"new_tokens {self.new_tokens} is out of range: it must be at least 1")
-        if self.seed < 0:
-            raise ValueError(f"seed {self.seed} is out of range: it must be at least 0")
+        check_count("new_tokens", self.new_tokens)
+        check_count("seed", self.seed, 0)
 
     def key(self, identity: Mapping[str, Any]) -> str:
         """Give the SHA-256 of all that the completion depends on.

@@ -105,7 +105,10 @@ class ChatTemplate:
 
         There is none where the template leaves answers out, or writes them otherwise than they are.
         """
-        said = "answer"
+        # A word that no template has of its own, and none shortens or changes the case of.
+        said = "zq7answer7qz"
+        while said in self._source:
+            said += "zq"
         conversation = [{"role": "user", "content": "question"}, {"role": "assistant", "content": said}]
         parts = list(self.split(conversation, answering=False))
         after = next((place for place in reversed(range(len(parts))) if said in parts[place][0]), len(parts))

@@ -7,6 +7,7 @@ context-free grammars in Lark's notation.
 """
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
@@ -20,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .schemas import JSON_OPTIONS, check_schema
+from .schemas import JSON_OPTIONS, checked_schema
 from .token_bytes import first_token_bytes, token_bytes
 from .tokenizers import Tokenizer
 
@@ -29,6 +30,24 @@ _MAX_COMPILED = 32
 
 # Where only one text can follow, llguidance would allow the tokens alone that a tokenizer gives for it.
 _OPTIONS = '%llguidance {"no_forcing": true}\n'
+
+# How llguidance says where a mistake is, and what else of its messages is said otherwise here.
+_PLACE = re.compile(r"(?:at )?(\d+)\((\d+)\): ")
+_WORDS = (
+    (re.compile(r"failed to compile JSON schema: "), ""),
+    (re.compile(r"^Parser Error: Current row has .*"), "too many different parts may come next"),
+    (
+        re.compile(r"Resource '(?:json-schema:///)?(.*?)' is not present.*"),
+        r"$ref '\1' leads out of the schema, and nothing is fetched",
+    ),
+    (re.compile(r"NoExtensionBias"), "it refers to itself, and nothing may come next"),
+    (re.compile(r"Unimplemented keys: \[(.*)\]"), r"\1 cannot be followed token by token"),
+    (
+        re.compile(r'invalid regex (".*") \(in regex\): regex parse error: error: '),
+        r"the regular expression \1 has a mistake: ",
+    ),
+    (re.compile(r"regex parse error: error: "), "the regular expression has a mistake: "),
+)
 
 
 class ConstraintError(ValueError):
@@ -104,8 +123,7 @@ class Grammar:
             ValueError: a schema that is malformed, that nothing satisfies, that is too large, or that has a keyword
                 which cannot be followed token by token, such as `not` or `uniqueItems`, named.
         """
-        check_schema(schema)
-        content = {**({} if schema is True else schema), "x-guidance": JSON_OPTIONS}
+        content = {**checked_schema(schema), "x-guidance": JSON_OPTIONS}
         try:
             return cls(f"{_OPTIONS}start: %json {json.dumps(content)}")
         except ValueError as error:
@@ -154,7 +172,11 @@ class Grammar:
         try:
             return cls(_OPTIONS + grammar)
         except ValueError as error:
-            raise ValueError(f"the grammar cannot be followed: {error}") from error
+            # Our line of options stands before it.
+            said = _PLACE.sub(
+                lambda place: f"line {int(place[1]) - 1}, column {place[2]}: ", _raw_mistake(_OPTIONS + grammar)
+            )
+            raise ValueError(f"the grammar cannot be followed: {said or error}") from error
 
     def constraint(self, tokenizer: Tokenizer, *, beginning: bool = False) -> Constraint:
         """Give what follows the grammar, in a tokenizer's tokens.
@@ -336,17 +358,26 @@ def _limits() -> Any:
     return _library().LLParserLimits(max_grammar_size=100_000, max_lexer_states=50_000, verbose_errors=False)
 
 
-@lru_cache(maxsize=256)
 def _mistake(source: str) -> str:
     """Say what is wrong with a grammar; nothing where it can be followed by some tokenizer."""
+    return _PLACE.sub("", _raw_mistake(source))
+
+
+@lru_cache(maxsize=256)
+def _raw_mistake(source: str) -> str:
+    """Say what is wrong with a grammar, and where; what the compiler was given by us is counted too."""
     failed, messages = _library().LLMatcher.validate_grammar_with_warnings(source, limits=_limits())
     return _brief(messages[0]) if failed else ""
 
 
 def _brief(message: str) -> str:
+    """Say in a line what llguidance says in many, without its own words for what is ours."""
     lines = message.split("<state>")[0].strip().splitlines() or ["it gave up"]
     # Of a regular expression's mistake the last line says what it is.
-    return " ".join([lines[0], *(line for line in lines[1:] if line.startswith("error:"))])
+    said = " ".join([lines[0], *(line for line in lines[1:] if line.startswith("error:"))])
+    for pattern, words in _WORDS:
+        said = pattern.sub(words, said)
+    return said
 
 
 def _escaped(character: str) -> str:

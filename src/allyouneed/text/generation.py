@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from allyouneed.nn import compile_decoder
 
+from .checks import check_count, check_prompts, check_tokens
 from .constraints import Constraint, constrained
 from .sampling import Sampling, mask_undecodable, sample
 
@@ -102,13 +103,13 @@ def generate(
 
     Raises:
         ValueError: no prompts, a prompt of no tokens, of unknown ones, or beyond the model's context with its new
-            tokens, fewer than one new token, a negative seed, chunks of fewer than one token, chunks or compiled
-            code without a cache, constraints not as many as prompts, or what the model refuses, such as more tokens
-            than it has positions for.
+            tokens, unknown tokens among the stops, fewer than one new token, a negative seed, chunks of fewer than
+            one token, chunks or compiled code without a cache, constraints not as many as prompts, or what the model
+            refuses, such as more tokens than it has positions for.
         ConstraintError: no token may follow in a row.
     """
-    if len(prompts) == 0:
-        raise ValueError("there are no prompts: generation needs at least one")
+    check_prompts(prompts, getattr(model, "vocabulary", None))
+    check_count("new_tokens", new_tokens)
     if compile and not use_cache:
         raise ValueError("compile is True and use_cache False: without a cache there are no single tokens to compute")
     if compile:
@@ -156,18 +157,15 @@ def continuations(
     `generate`; `cache` is a new one, None for none, or one with a row for each prompt, which holds its first tokens but
     not all.
     """
-    for row, prompt in enumerate(prompts):
-        if len(prompt) == 0:
-            raise ValueError(f"prompt {row} is empty: each needs at least one token")
-    if new_tokens < 1:
-        raise ValueError(f"new_tokens {new_tokens} is out of range: it must be at least 1")
-    if seed < 0:
-        raise ValueError(f"seed {seed} is out of range: it must be at least 0")
+    vocabulary = getattr(model, "vocabulary", None)
+    check_prompts(prompts, vocabulary)
+    check_tokens("stop", stop, vocabulary)
+    check_count("new_tokens", new_tokens)
+    check_count("seed", seed, 0)
     if prefill_chunk is not None and (prefill_chunk < 1 or cache is None):
         needed = "at least 1" if prefill_chunk < 1 else "None where there is no cache to keep earlier chunks"
         raise ValueError(f"prefill_chunk {prefill_chunk} is out of range: it must be {needed}")
     context = getattr(model, "context", None)
-    vocabulary = getattr(model, "vocabulary", None)
     for row, prompt in enumerate(prompts):
         if context is not None and len(prompt) > context:
             raise ValueError(
@@ -179,10 +177,6 @@ def continuations(
                 f"prompt {row} has {len(prompt)} tokens, and {new_tokens} new ones go beyond the model's context of "
                 f"{context}: ask for at most {context + 1 - len(prompt)}"
             )
-        unknown = next((token for token in prompt if not 0 <= token < (vocabulary or token + 1)), None)
-        if unknown is not None:
-            of = "0 or more" if vocabulary is None else f"from 0 to {vocabulary - 1}"
-            raise ValueError(f"prompt {row} has token {unknown}, which the model does not know: tokens are {of}")
     held = 0 if cache is None else len(cache)
     if held >= min(map(len, prompts)):
         raise ValueError(f"a cache of {held} tokens needs prompts that are longer: got {list(map(len, prompts))}")

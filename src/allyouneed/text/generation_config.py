@@ -1,5 +1,6 @@
 """Which tokens begin, end and pad the texts of a model, as its checkpoint states them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,9 +48,10 @@ def end_tokens(model: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Give the tokens that end a model's texts: those that its checkpoint states, and its tokenizer's.
 
     Args:
-        model: any; what it states is its `generation`, where it has one.
+        model: any; what it states is its `generation`, where it has one. Tokens beyond its `vocabulary` never come.
         tokenizer: the model's.
     """
     stated = getattr(model, "generation", None)
     ours = stated.eos_token_ids if isinstance(stated, GenerationConfig) else ()
-    return tuple(dict.fromkeys((*ours, *tokenizer.eos_token_ids)))
+    known = getattr(model, "vocabulary", None) or math.inf
+    return tuple(token for token in dict.fromkeys((*ours, *tokenizer.eos_token_ids)) if token < known)

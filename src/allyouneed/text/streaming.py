@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 
+from .checks import check_texts
 from .constraints import Grammar
 from .generation import LanguageModel, generate
 from .generation_config import end_tokens
@@ -35,12 +36,11 @@ class TextStream:
         stopped: whether a stop string was found; further tokens are then ignored.
 
     Raises:
-        ValueError: an empty stop string, or one string in place of several.
+        ValueError: an empty stop string, one string in place of several, or what is no string.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop_strings: Collection[str] = (), *, prompt: Sequence[int] = ()):
-        if isinstance(stop_strings, str):
-            raise ValueError(f"stop_strings is one string, {stop_strings!r}; it must be several, as [{stop_strings!r}]")
+        check_texts("stop_strings", stop_strings)
         if "" in stop_strings:
             raise ValueError("a stop string is empty, and would end every text before it begins")
         self.stopped = False
@@ -159,11 +159,10 @@ def generate_text(
         on_text: called with the row and what was added, in whole characters, as soon as it is certain.
 
     Raises:
-        ValueError: one text in place of several, an empty stop string, or what `generate` refuses.
+        ValueError: one text in place of several, what is no text, an empty stop string, or what `generate` refuses.
         ConstraintError: no token may follow in a text.
     """
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts is one text of {len(prompts)} characters; it must be several, as [text]")
+    check_texts("prompts", prompts)
     coded = [tokenizer.encode_prompt(prompt) for prompt in prompts]
     streams = [TextStream(tokenizer, stop_strings, prompt=tokens) for tokens in coded]
     texts = [""] * len(streams)

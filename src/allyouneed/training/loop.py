@@ -79,8 +79,10 @@ def train(
         CheckpointError: as `Checkpoint` says (weights in another precision or of other names among it), or a
             checkpoint of a longer training.
         ValueError: a batch without targets, or of fewer rows than parts or processes; a schedule that gives what is no
-            learning rate; a model with nothing to train, or with quantised layers while nothing is frozen.
+            learning rate; a model with nothing to train, or with quantised layers while nothing is frozen; an argument
+            of another kind.
     """
+    _check(model, batches, loss, config, checkpoint)
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     stepper = Stepper(model, loss, config, fabric)
     losses, step_seconds = torch.zeros(config.steps), torch.zeros(config.steps)
@@ -101,7 +103,10 @@ def train(
     model.train()
     for step in range(start, config.steps):
         began = time.perf_counter()
-        losses[step] = stepper.take(step, batches(step))
+        batch = batches(step)
+        if batch is None:
+            raise ValueError(f"batches gave None for step {step}: it must give a batch for each step")
+        losses[step] = stepper.take(step, batch)
         step_seconds[step] = time.perf_counter() - began
         done = step + 1
         if log is not None and fabric.is_global_zero:
@@ -112,6 +117,20 @@ def train(
             checkpoint.save(model, stepper.optimizer.optimizer, progress)
     unused = stepper.unused if start < config.steps else ()
     return TrainingResult(losses, step_seconds, tuple(stepper.skipped), stepper.frozen, unused)
+
+
+def _check(model: object, batches: object, loss: object, config: object, checkpoint: object) -> None:
+    """Say what an argument must be, before anything is computed."""
+    wanted = (
+        ("model", model, isinstance(model, nn.Module), "a torch module"),
+        ("batches", batches, callable(batches), "a function that gives the batch of a step, as lambda step: …"),
+        ("loss", loss, callable(loss), "a function of model and batch that gives a Loss"),
+        ("config", config, isinstance(config, TrainingConfig), "a TrainingConfig"),
+        ("checkpoint", checkpoint, isinstance(checkpoint, Checkpoint | None), "a Checkpoint, as Checkpoint(path)"),
+    )
+    for name, value, right, what in wanted:
+        if not right:
+            raise ValueError(f"{name} is {value!r:.60}; it must be {what}")
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Protocol, runtime_checkable
 
 
@@ -29,8 +29,8 @@ class _WarmUp:
         if not isinstance(self.warmup, Integral) or self.warmup < 0:
             raise ValueError(f"warm-up of {self.warmup} steps: it must be a whole number, 0 or more")
         final = getattr(self, "final", 0.0)
-        if not 0 <= final < math.inf:
-            raise ValueError(f"final is {final}: the factor at the end must be 0 or more, and finite")
+        if not isinstance(final, Real) or not 0 <= float(final) < math.inf:
+            raise ValueError(f"final is {final!r}: the factor at the end must be 0 or more, and finite")
 
     def __call__(self, step: int, steps: int) -> float:
         """Give the factor at this step."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from allyouneed.hub import Name, UnsupportedError, label_entries, read_labels, refuse_unless, same
+from allyouneed.hub import PROBLEM_TYPES, Name, UnsupportedError, label_entries, read_labels, refuse_unless, same
 from allyouneed.nn import ACTIVATIONS, linear_cross_entropy
 
 from .bert import Bert, BertConfig, BertModel, initialise, read_config, weights_and_biases
@@ -188,7 +188,14 @@ class PreTraining(MaskedLanguageModel):
 
 
 class _Labelled(_Head):
-    """A head that chooses among labels."""
+    """A head with a logit for each label.
+
+    Attributes:
+        problem_type: what a checkpoint says that the logits are for: one label of several, any number of them, or
+            numbers; None where it says nothing. The logits are the same.
+    """
+
+    problem_type: str | None = None
 
     def __init__(self, bert: Bert, labels: Sequence[str]):
         super().__init__(bert)
@@ -203,12 +210,14 @@ class _Labelled(_Head):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "_Labelled":
         """Build the model that a `config.json` describes, with new weights; two labels where it names none."""
-        refuse_unless(config, "problem_type", (None, "single_label_classification"))
-        return cls(Bert(read_config(config), pooler=cls.pooled), read_labels(config))
+        refuse_unless(config, "problem_type", PROBLEM_TYPES)
+        model = cls(Bert(read_config(config), pooler=cls.pooled), read_labels(config))
+        model.problem_type = config.get("problem_type")
+        return model
 
     def to_config(self) -> dict[str, Any]:
         """Give the `config.json` that describes this model."""
-        return {**super().to_config(), **label_entries(self.labels)}
+        return {**super().to_config(), **label_entries(self.labels, self.problem_type)}
 
 
 class SentenceClassifier(_Labelled):

@@ -6,6 +6,7 @@ from typing import Any
 from allyouneed.hub import (
     Name,
     UnsupportedError,
+    read_key_value_heads,
     read_rotary,
     refuse_unless,
     required,
@@ -56,7 +57,7 @@ def read_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
     rotary = read_rotary(config, context=context)
     # Any kind of scaling, but of whole heads.
     rotary.refuse_unless((rotary.kind,))
-    shared = required(config, "num_key_value_heads", int, heads)
+    shared = read_key_value_heads(config, heads, heads)
     return {
         "vocabulary": required(config, "vocab_size", int),
         "width": width,

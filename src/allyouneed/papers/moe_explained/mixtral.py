@@ -6,7 +6,17 @@ from typing import Any, ClassVar
 
 from torch import nn as torch_nn
 
-from allyouneed.hub import Name, Pretrained, UnsupportedError, canonical, read_rotary, refuse_unless, required, same
+from allyouneed.hub import (
+    Name,
+    Pretrained,
+    UnsupportedError,
+    canonical,
+    read_key_value_heads,
+    read_rotary,
+    refuse_unless,
+    required,
+    same,
+)
 from allyouneed.nn import Attention, Block, Decoder, GatedExperts, PreNorm, RMSNorm, RotaryPositions
 from allyouneed.papers.moe import check_choices
 
@@ -135,7 +145,7 @@ class Mixtral(Pretrained, Decoder):
                 layers=required(config, "num_hidden_layers", int),
                 heads=heads,
                 hidden=required(config, "intermediate_size", int),
-                key_value_heads=required(config, "num_key_value_heads", int, key_value_heads),
+                key_value_heads=read_key_value_heads(config, heads, key_value_heads),
                 experts=experts,
                 k=k,
                 rotary_base=rotary.base,

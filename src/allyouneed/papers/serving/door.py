@@ -59,6 +59,9 @@ class Door:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["path"] != "/":
+            # Some clients put one at the end.
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
         headers = dict(scope["headers"])
         send = self._numbered(scope["path"], headers, send)
         try:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request as HttpRequest
@@ -116,13 +117,28 @@ def create_app(service: Service, protection: Protection | None = None) -> Any:
     door = Door(app, protection, count)
     if not protection.origins:
         return door
-    return CORSMiddleware(
+    return _Cors(
         door,
         allow_origins=protection.origins,
         allow_methods=("GET", "HEAD", "POST"),
         allow_headers=("*",),
         expose_headers=("x-request-id", "retry-after"),
     )
+
+
+class _Cors(CORSMiddleware):
+    """Says by whom a page may be served, and refuses the others in the API's own shape."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer what a browser asks before it sends a request."""
+        response = super().preflight_response(request_headers)
+        if response.status_code == 200:
+            return response
+        origin, said = request_headers.get("origin", ""), bytes(response.body).decode()
+        headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+        return error_response(
+            ApiError(response.status_code, f"{said}: {origin}", code="forbidden_origin", headers=headers)
+        )
 
 
 def invalid(error: RequestValidationError) -> ApiError:

@@ -1,9 +1,10 @@
 """Between the API and the engine: prompts are made of what is asked, within what the model reads, and errors worded."""
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from allyouneed.text import ChatTemplate, Tokenizer
@@ -197,16 +198,22 @@ class Service:
         if tools and not self._template.takes_tools:
             message = "tools are not supported by this model: its chat template has no place for them"
             raise ApiError(400, message, param="tools", code="unsupported_value")
+        encode = partial(
+            self._template.encode,
+            [message.for_template for message in asked.messages],
+            answering=asked.add_generation_prompt is not False,
+            continuing=bool(asked.continue_final_message),
+            tools=tools,
+        )
         try:
-            return self._template.encode(
-                [message.for_template for message in asked.messages],
-                answering=asked.add_generation_prompt is not False,
-                continuing=bool(asked.continue_final_message),
-                tools=tools,
-                variables=asked.chat_template_kwargs,
-            )
+            return encode(variables=asked.chat_template_kwargs)
         except ValueError as error:
-            raise ApiError(400, str(error), param="messages") from error
+            param = "messages"
+            if asked.chat_template_kwargs:
+                with contextlib.suppress(ValueError):
+                    encode()
+                    param = "chat_template_kwargs"
+            raise ApiError(400, str(error), param=param) from error
 
     def _constraint(self, asked: ChatRequest | CompletionRequest) -> Constraint | None:
         """Make what keeps an answer to its form.

@@ -30,8 +30,9 @@ class T5Config:
         feed_forward: "relu" in version 1.0, "gated-gelu" in 1.1; any name in `nn.ACTIVATIONS`, with or without a gate.
         activation: of the feed-forward layers, where it is not the one that their name says; there "gated-gelu" stands
             for the approximation by tanh that version 1.1 was trained with.
-        tied: whether the output map is the embedding table, and vectors are multiplied by 1/√width before it: version
-            1.0. In 1.1 it is a map of its own.
+        tied: whether the output layer is the embedding table: version 1.0. In 1.1 it is a linear layer of its own.
+        scaled: whether vectors are multiplied by 1/√width before the output layer; where it is tied if None, as in both
+            versions.
         epsilon: of the norms.
         padding: the token that fills up rows, and begins every target.
         end: the token that ends inputs and targets.
@@ -55,6 +56,7 @@ class T5Config:
     end: int = 1
     activation: str | None = None
     deviation: float = 1.0
+    scaled: bool | None = None
 
     def __post_init__(self) -> None:
         for name in (self.feed_forward.removeprefix(GATE), self.activation_name):
@@ -72,6 +74,11 @@ class T5Config:
     def gated(self) -> bool:
         """Whether the feed-forward layers have a gate."""
         return self.feed_forward.startswith(GATE)
+
+    @property
+    def scales_output(self) -> bool:
+        """Whether vectors are multiplied by 1/√width before the output layer."""
+        return self.tied if self.scaled is None else self.scaled
 
     @property
     def activation_name(self) -> str:

@@ -1,6 +1,7 @@
 """T5: an encoder–decoder with norms that only rescale, no biases, unscaled attention and relative positions."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -119,7 +120,7 @@ def decoder(config: T5Config, blocks: Sequence[Block], *, bidirectional: bool = 
         config.width,
         blocks,
         positions=positions(config, bidirectional=bidirectional),
-        norm=nn.Sequential(*last, Scaled(config.width**-0.5)) if config.tied else nn.Sequential(*last),
+        norm=nn.Sequential(*last, Scaled(config.width**-0.5)) if config.scales_output else nn.Sequential(*last),
         tied=config.tied,
         dropout=config.dropout,
     )
@@ -175,6 +176,14 @@ class T5(Pretrained, EncoderDecoder):
         """
         return cls(read_config(config))
 
+    @classmethod
+    def for_stored(cls, stored: StoredModel) -> "T5":
+        """Build the model that a checkpoint holds; one that lacks an output layer has the embedding table for it."""
+        config = read_config(stored.config)
+        if not config.tied and not any(name.endswith("lm_head.weight") for name in stored.names()):
+            config = replace(config, tied=True, scaled=False)
+        return cls(config)
+
     def to_config(self) -> dict[str, Any]:
         """Give the `config.json` by which transformers builds the same model."""
         config = self.config
@@ -186,6 +195,7 @@ class T5(Pretrained, EncoderDecoder):
             **({} if config.activation is None else {"dense_act_fn": config.activation}),
             "num_decoder_layers": len(self.decoder.blocks),
             "tie_word_embeddings": config.tied,
+            **({} if config.scaled is None else {"scale_decoder_outputs": config.scaled}),
             "decoder_start_token_id": config.padding,
             "is_encoder_decoder": True,
         }

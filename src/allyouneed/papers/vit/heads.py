@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from allyouneed.hub import Name, Pretrained, UnsupportedError, label_entries, read_labels, refuse_unless
+from allyouneed.hub import PROBLEM_TYPES, Name, Pretrained, UnsupportedError, label_entries, read_labels, refuse_unless
 
 from .positions import LearnedPositions
 from .vit import Vit, read_config, weights_and_biases
@@ -25,12 +25,16 @@ class ImageClassifier(Pretrained):
         vit: the encoder.
         labels: what it chooses among.
 
+    Attributes:
+        problem_type: what a checkpoint says that the logits are for; None where it says nothing.
+
     Raises:
         ValueError: no labels, or one twice.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("vit",)
     architectures: ClassVar[tuple[str, ...]] = ("ViTForImageClassification",)
+    problem_type: str | None = None
 
     def __init__(self, vit: Vit, labels: Sequence[str]):
         super().__init__()
@@ -73,8 +77,10 @@ class ImageClassifier(Pretrained):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ImageClassifier":
         """Build the model that a `config.json` describes, with new weights; two labels where it names none."""
-        refuse_unless(config, "problem_type", (None, "single_label_classification"))
-        return cls(Vit(read_config(config), pooler=False), read_labels(config))
+        refuse_unless(config, "problem_type", PROBLEM_TYPES)
+        model = cls(Vit(read_config(config), pooler=False), read_labels(config))
+        model.problem_type = config.get("problem_type")
+        return model
 
     def to_config(self) -> dict[str, Any]:
         """Give the `config.json` that describes this model.
@@ -87,7 +93,7 @@ class ImageClassifier(Pretrained):
                 "a ViTForImageClassification is stored with a head of one layer, and this one has two: save its "
                 "encoder, `model.vit`, which keeps the hidden layer, or what `for_task` gives"
             )
-        return {**self.vit.described(self.architectures[0]), **label_entries(self.labels)}
+        return {**self.vit.described(self.architectures[0]), **label_entries(self.labels, self.problem_type)}
 
     def weight_names(self) -> list[Name]:
         """Name every parameter as published checkpoints do."""
