@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from allyouneed import catalog, cli, evidence, library
+from allyouneed.cli.common import console
 
 sys.path.insert(0, str(Path(__file__).parent / "evidence"))
 
@@ -30,7 +30,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep runs and caches out of the user's own folders, and lines as long as they are."""
     monkeypatch.setenv("ALLYOUNEED_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("ALLYOUNEED_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(cli, "console", Console(highlight=False, width=250))
+    monkeypatch.setattr(console, "width", 250)
     monkeypatch.delenv("ALLYOUNEED_STANDINS", raising=False)
     return tmp_path / "runs"
 
