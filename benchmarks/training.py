@@ -9,8 +9,8 @@ it. A line shows that both sides start from the same loss.
   same loss, theirs with the loss on whole logits.
 - GPT of our room and transformers' OpenAIGPTLMHeadModel, with the same losses.
 - BERT of our room and transformers' BertForMaskedLM, on rows of which 15 % of the tokens are to be restored.
-- The Transformer of our room and torch.nn.Transformer, between the same embeddings and output map, on sources and
-  targets of different lengths with padding: ours with that loss, theirs with the loss on whole logits.
+- The Transformer of our room and torch.nn.Transformer, between the same embeddings and output projection, on sources
+  and targets of different lengths with padding: ours with that loss, theirs with the loss on whole logits.
 - T5 of our room and transformers' T5ForConditionalGeneration, on such sources and targets and with the same losses.
 - RWKV of our room and transformers' RwkvForCausalLM, which writes its recurrence as a loop where no GPU is.
 - Mixtral of our room and transformers' MixtralForCausalLM, with 2 of 8 experts a token, without the loss on the router.
@@ -104,7 +104,7 @@ def steps(loss: Callable[[], Tensor], model: nn.Module, bf16: bool) -> Callable[
 
 
 class TorchTransformer(nn.Module):
-    """`torch.nn.Transformer` between the embeddings, positions and output map of ours, with its weights."""
+    """`torch.nn.Transformer` between the embeddings, positions and output projection of ours, with its weights."""
 
     def __init__(self, ours: EncoderDecoder):
         super().__init__()

@@ -16,7 +16,7 @@ STANDINS = Path(__file__).parents[1] / "standins"
 
 
 class Tiny(Pretrained, nn.Module):
-    """An embedding, a map stored transposed, and three maps stored as one."""
+    """An embedding, a linear layer stored transposed, and three stored as one."""
 
     architectures: ClassVar[tuple[str, ...]] = ("TinyModel",)
     ignored: ClassVar[tuple[str, ...]] = (r"(tiny\.)?mask",)

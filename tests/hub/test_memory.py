@@ -46,7 +46,7 @@ def test_peaks(measure: Callable[..., dict[str, float]], maker: ModuleType, chat
 def test_peaks_in_few_bits(
     measure: Callable[..., dict[str, float]], maker: ModuleType, chat_file: Path, tmp_path: Path, kind: str
 ) -> None:
-    """What is held in the end has each map twice: as it is stored, and as the kernel reads it."""
+    """What is held in the end has each layer twice: as it is stored, and as the kernel reads it."""
     path = tmp_path / "a.gguf"
     sizes = {"width": 512, "hidden": 2048, "layers": 20, "heads": 8, "vocabulary": 300}
     maker.write_chat_model(path, kind=GGMLQuantizationType.Q4_1, **sizes)

@@ -1,4 +1,4 @@
-"""Maps run in few bits as they are stored, and everything else stays as it was."""
+"""Linear layers run in few bits as they are stored, and everything else stays as it was."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -74,7 +74,7 @@ def make(maker: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     return write
 
 
-def maps(model: nn.Module) -> dict[str, int]:
+def layers(model: nn.Module) -> dict[str, int]:
     kinds = [type(module).__name__ for module in model.modules()]
     return {kind: kinds.count(kind) for kind in ("Linear", "Int4Linear", "Int8Linear")}
 
@@ -91,7 +91,7 @@ def test_int4_runs_the_stored_groups(make: Callable[..., Path], tied: bool) -> N
     path = make(tied=tied)
     model, whole = Small.from_pretrained(path, quantize="int4"), Small.from_pretrained(path)
     assert isinstance(model.blocks[0].feed_forward.sublayer.output, Int4Linear)
-    # Only what is not a map is left as parameters: norms, and the table where it is no output map.
+    # Only what is not a linear layer is left as parameters: norms, and the table where it is no output projection.
     assert {name for name, _ in model.named_parameters()} == {
         name for name, _ in whole.named_parameters() if "norm" in name or (name == "embedding.weight" and not tied)
     }
@@ -117,7 +117,7 @@ def test_int8(make: Callable[..., Path], kind: Kind) -> None:
 
 
 def test_int4_needs_four_bits(make: Callable[..., Path]) -> None:
-    with pytest.raises(UnsupportedError, match="no linear map in groups of 4 bits"):
+    with pytest.raises(UnsupportedError, match="no linear layer in groups of 4 bits"):
         Small.from_pretrained(make(kind=Kind.Q8_0), quantize="int4")
 
 
@@ -141,7 +141,7 @@ def test_maps_with_biases_that_are_stored_as_one(tmp_path: Path) -> None:
             return cls()
 
         def weight_names(self) -> Sequence[Name]:
-            # The weight comes before the bias that its quantised map is made with.
+            # The weight comes before the bias that its quantised linear layer is made with.
             parts = ("first", "second")
             kinds = {"weight": True, "bias": False}
             return [stacked([f"{part}.{kind}" for part in parts], kind, transposed=t) for kind, t in kinds.items()]
@@ -150,7 +150,7 @@ def test_maps_with_biases_that_are_stored_as_one(tmp_path: Path) -> None:
     weight, bias = torch.randn(32, 12), torch.randn(12)
     write_model(tmp_path, {"architectures": ["Pair"]}, {"weight": weight, "bias": bias}.items())
     model = Pair.from_pretrained(tmp_path, quantize="int8")
-    assert maps(model) == {"Linear": 0, "Int4Linear": 0, "Int8Linear": 2}
+    assert layers(model) == {"Linear": 0, "Int4Linear": 0, "Int8Linear": 2}
     vector = torch.randn(3, 32)
     with torch.no_grad():
         mapped = torch.cat((model.first(vector), model.second(vector)), -1)

@@ -127,13 +127,13 @@ def test_the_mixture_equals_one_layer_after_another(kind: type[Experts], bias: b
 
 def test_quantised_experts_are_applied_one_by_one() -> None:
     torch.manual_seed(0)
-    maps = nn.ModuleList(nn.Linear(32, 32, bias=False) for _ in range(3))
+    layers = nn.ModuleList(nn.Linear(32, 32, bias=False) for _ in range(3))
     rows = torch.randn(6, 32)
-    exact = each(maps, rows, (2, 0, 4))
-    holder = nn.Sequential(maps)
+    exact = each(layers, rows, (2, 0, 4))
+    holder = nn.Sequential(layers)
     quantize_int8(holder)
-    assert not isinstance(maps[0], nn.Linear)
-    close = each(maps, rows, (2, 0, 4))
+    assert not isinstance(layers[0], nn.Linear)
+    close = each(layers, rows, (2, 0, 4))
     assert 0 < float(((close - exact).abs().max() / exact.abs().max()).detach()) < 0.05
 
 

@@ -104,7 +104,7 @@ class Gpt2:
 
 
 class Llama:
-    """Rotary positions, RMS norms, gated feed-forward, grouped heads, no biases, an output map of its own."""
+    """Rotary positions, RMS norms, gated feed-forward, grouped heads, no biases, an output projection of its own."""
 
     def __init__(self, heads: int, key_value_heads: int):
         self.width = width = 6 * heads

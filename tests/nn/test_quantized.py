@@ -1,4 +1,4 @@
-"""Quantised maps against their dequantised weights: by the packed kernel, without it, and inside models."""
+"""Quantised linear layers against their dequantised weights: by the packed kernel, without it, and inside models."""
 
 import copy
 
@@ -194,7 +194,7 @@ def test_a_quantised_decoder_is_near_the_one_it_was_made_of(tied: bool):
     found = smaller(tokens)
     assert float((found - expected).norm() / expected.norm()) < 0.02
     assert not torch.equal(found, expected)
-    # One token at a time, through the cache, by the packed kernel and the joined maps.
+    # One token at a time, through the cache, by the packed kernel and the joined layers.
     cache = smaller.new_cache()
     steps = torch.cat([smaller(tokens[:, at : at + 1], cache=cache) for at in range(9)], 1)
     torch.testing.assert_close(steps, found, rtol=0.05, atol=0.05 * float(found.abs().max()))
@@ -224,7 +224,7 @@ def test_joining_changes_nothing_but_the_number_of_calls():
     joined = join_projections(copy.deepcopy(apart))
     assert torch.equal(joined(tokens), expected)
     assert sum(isinstance(module, Int8Linear | Int4Linear) for module in joined.modules()) == 4
-    # Joined again, and maps that are not quantised alike: left as they are.
+    # Joined again, and layers that are not quantised alike: left as they are.
     assert torch.equal(join_projections(joined)(tokens), expected)
     assert join_projections(decoder()).blocks[0].attention.sublayer.joint is None
 

@@ -47,7 +47,7 @@ def decoder(*, heads: int = 4, key_value_heads: int = 2, rotated: int | None = N
 
 
 def four_bits(model: Decoder) -> Decoder:
-    """Replace the maps of the blocks by random 4-bit ones of the same shapes."""
+    """Replace the linear layers of the blocks by random 4-bit ones of the same shapes."""
     generator = torch.Generator().manual_seed(1)
     for parent in list(model.blocks.modules()):
         for name, child in parent.named_children():

@@ -129,7 +129,7 @@ def test_each_arm_is_built_as_it_says() -> None:
     assert any("query.bias" in name for name, _ in theirs.named_parameters())
     for model in (ours, theirs):
         assert model.head is None
-        # Both begin alike: the embeddings, and the maps, whose deviation follows from their size.
+        # Both begin alike: the embeddings, and the linear layers, whose deviation follows from their size.
         assert float(model.embedding.weight.detach().std()) == pytest.approx(
             model.embedding.embedding_dim**-0.5, rel=0.1
         )

@@ -202,7 +202,7 @@ class TestLoad:
 
 class TestBalance:
     def test_gates_begin_balanced(self) -> None:
-        """Both matrices are zero (appendix A), even in a model that initialises its linear maps."""
+        """Both matrices are zero (appendix A), even in a model that initialises its linear layers."""
         tokens = torch.randn(4000, WIDTH)
         gate = NoisyTopKGate(WIDTH, EXPERTS, 2)
         load = gate(tokens).load.detach()

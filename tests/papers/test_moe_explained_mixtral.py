@@ -158,7 +158,7 @@ def test_any_reader_of_models_finds_it() -> None:
 
 
 def test_in_8_bits(tmp_path: Path) -> None:
-    """Experts are linear maps, so that they can be quantised like any."""
+    """Experts are linear layers, so that they can be quantised like any."""
     config = replace(PLAIN, width=64, hidden=64, initial_deviation=0.1)
     torch.manual_seed(0)
     Mixtral(config).save_pretrained(tmp_path)

@@ -174,7 +174,7 @@ def theorem_model(compose, layers: int, width: int, seed: int) -> nn.ModuleList:
     for block in blocks:
         nn.init.zeros_(block.attention.sublayer.query.weight)
         nn.init.zeros_(block.attention.sublayer.key.weight)
-        # The paper's attention ends with the values: no output map.
+        # The paper's attention ends with the values: no output projection.
         nn.init.eye_(block.attention.sublayer.output.weight)
     return blocks
 

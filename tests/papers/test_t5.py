@@ -173,7 +173,7 @@ class TestEqualsTransformers:
         own = dict(ours.named_parameters(remove_duplicate=False))
         for name in ours.weight_names():
             mine = own[name.ours[0]].detach()
-            # Their output map is tied at first, whatever the configuration says.
+            # Their output projection is tied at first, whatever the configuration says.
             other = theirs["shared.weight"] / config.width**0.5 if "lm_head" in name.theirs else theirs[name.theirs]
             deviation, few = float(other.detach().std()), mine.numel() < 1000
             assert float(mine.mean()) == pytest.approx(float(other.detach().mean()), abs=0.3 * deviation + 1e-6)

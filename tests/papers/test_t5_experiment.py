@@ -233,7 +233,7 @@ class TestPreTraining:
             torch.testing.assert_close(stored(source, target, present=present), expected, rtol=1e-9, atol=1e-9)
             deviation = float(stored.decoder.embedding.weight.detach().std())
             assert deviation == pytest.approx(12**-0.5, rel=0.2)
-        with pytest.raises(ValueError, match="output map is the table"):
+        with pytest.raises(ValueError, match="output projection is the table"):
             stored_for_adamw(STRUCTURES["encoder-decoder"](dataclasses.replace(sizes, tied=False)))
 
 

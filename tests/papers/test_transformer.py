@@ -96,7 +96,7 @@ class TestAttention:
 
 
 class Torch(nn.Module):
-    """`torch.nn.Transformer` between our embeddings and our output map."""
+    """`torch.nn.Transformer` between our embeddings and our output projection."""
 
     def __init__(self):
         super().__init__()

@@ -57,7 +57,7 @@ def chat_vocabulary(size: int) -> tuple[list[str], list[str]]:
 
 
 def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Put the rows of a query or key map into GGUF's order."""
+    """Put the rows of a query or key projection into GGUF's order."""
     return rows.reshape(heads, 2, -1, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
 
 
@@ -74,7 +74,7 @@ def write_chat_model(
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.Q4_1,
     tied: bool = True,
 ) -> None:
-    """Write a LLaMA with SmolLM2's metadata: maps in Q4_1, the embedding in Q8_0, norms in F32."""
+    """Write a LLaMA with SmolLM2's metadata: linear layers in Q4_1, the embedding in Q8_0, norms in F32."""
     random = np.random.default_rng(0)
     tokens, merges = chat_vocabulary(vocabulary)
     writer = gguf.GGUFWriter(path, "llama")

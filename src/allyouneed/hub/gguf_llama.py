@@ -163,7 +163,7 @@ def _scaling(numbers: "_Numbers", context: int, frequencies: Sequence[float] | N
 
 
 def row_order(name: str, config: Mapping[str, Any], rows: int) -> Int[Tensor, " rows"] | None:
-    """Tell where each stored row of a query or key map stands in the usual layout; None where rows are in order.
+    """Tell where each stored row of a query or key projection stands in the usual layout; None where rows are in order.
 
     Rotary positions turn coordinates in pairs. The usual layout pairs the first half of a head with its second half.
     GGUF pairs neighbours in LLaMA, so its converter interleaves the two halves of each head's rows, but not Qwen's.

@@ -16,8 +16,8 @@ class Name:
     Attributes:
         ours: names as in `model.named_parameters()`, in the order in which they are stacked.
         theirs: the stored tensor's name.
-        dim: the dimension along which ours are stacked, counted in our layout (0 is a linear map's outputs).
-        transposed: whether the stored matrix has our layout transposed, as the maps in GPT-2's checkpoints have.
+        dim: the dimension along which ours are stacked, counted in our layout (0 is a linear layer's outputs).
+        transposed: whether the stored matrix has our layout transposed, as linear layers in GPT-2's checkpoints have.
     """
 
     ours: tuple[str, ...]
@@ -83,7 +83,7 @@ def transposed(ours: str, theirs: str) -> Name:
 
 
 def stacked(ours: Sequence[str], theirs: str, *, dim: int = 0, transposed: bool = False) -> Name:
-    """Name several parameters that are stored as one tensor, such as the query, key and value maps.
+    """Name several parameters that are stored as one tensor, such as the query, key and value projections.
 
     Args:
         ours: the parameters, in their order in the stored tensor.

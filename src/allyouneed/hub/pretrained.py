@@ -94,7 +94,7 @@ class Pretrained(nn.Module):
             name_or_folder: an asset's name, a folder, a GGUF file, or a hub repository.
             dtype: of the weights; the narrowest that holds them as they are stored where None.
             device: where to put them; the CPU where None.
-            quantize: run the linear maps in 8 bits, or in the checkpoint's own 4-bit groups.
+            quantize: run the linear layers in 8 bits, or in the checkpoint's own 4-bit groups.
 
         Raises:
             CheckpointFormatError: a damaged file.

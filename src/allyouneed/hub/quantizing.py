@@ -1,4 +1,4 @@
-"""Filling a model with maps in 8 or 4 bits, one at a time, so that it never stands in memory in full."""
+"""Filling a model with linear layers in 8 or 4 bits, one at a time, so that it never stands in memory in full."""
 
 import ctypes
 import sys
@@ -24,19 +24,19 @@ _TABLE = "embedding.weight"
 def fill_quantized(
     model: nn.Module, stored: StoredModel, fillings: Sequence[Filling], *, kind: Quantization, dtype: torch.dtype
 ) -> None:
-    """Fill a model as `fill` does, and its linear maps and tied embedding table in few bits.
+    """Fill a model as `fill` does, and its linear layers and tied embedding table in few bits.
 
-    `int8` takes maps that are stored in 8 or 5 bits (Q8_0, Q5_0) as they are, and rounds others to 8 bits. `int4`
-    rounds nothing: maps that are stored in 4, 5 or 8 bits run in their own groups, and others, such as Q6_K, in full.
+    `int8` takes layers that are stored in 8 or 5 bits (Q8_0, Q5_0) as they are, and rounds others to 8 bits. `int4`
+    rounds nothing: layers that are stored in 4, 5 or 8 bits run in their own groups, and others, such as Q6_K, in full.
 
     Raises:
-        UnsupportedError: `int4` of a checkpoint that has no map in 4 bits.
-        ValueError: a map whose rows are no whole number of groups.
+        UnsupportedError: `int4` of a checkpoint that has no layer in 4 bits.
+        ValueError: a linear layer whose rows are no whole number of groups.
     """
     quantized = {
         filling.stored: filling for filling in fillings if all(_is_map(model, ours) for ours in filling.name.ours)
     }
-    # Biases first: a quantised map is made of weight and bias together.
+    # Biases first: a quantised linear layer is made of weight and bias together.
     fill(model, stored, [filling for filling in fillings if filling.stored not in quantized], dtype=dtype, device="cpu")
     narrow = 0
     for filling in quantized.values():
@@ -52,7 +52,7 @@ def fill_quantized(
             fill(model, stored, [filling], dtype=dtype, device="cpu")
     if kind == "int4" and not narrow:
         raise UnsupportedError(
-            f"{stored.source} has no linear map in groups of 4 bits, which quantize='int4' would run as they are: "
+            f"{stored.source} has no linear layer in groups of 4 bits, which quantize='int4' would run as they are: "
             "load a GGUF file in Q4_0, Q4_1 or Q4_K, or choose quantize='int8'"
         )
     step_quickly(model)
@@ -65,7 +65,7 @@ def _return_freed_memory() -> None:
 
 
 def _is_map(model: nn.Module, name: str) -> bool:
-    """Tell whether a parameter is the weight of a linear map, or a table that is one too."""
+    """Tell whether a parameter is the weight of a linear layer, or a table that is one too."""
     parent, _, leaf = name.rpartition(".")
     return (leaf == "weight" and isinstance(model.get_submodule(parent), nn.Linear)) or _is_tied_table(model, name)
 

@@ -210,7 +210,7 @@ class Attention(nn.Module):
         self.joint: nn.Module | None = None
 
     def join(self, joint: nn.Module) -> None:
-        """Compute query, key and value by one map, whose output has them side by side; their own maps are dropped."""
+        """Compute query, key and value by one projection, outputs side by side, in place of their own."""
         self.joint = joint
         self.query = self.key = self.value = None
 
@@ -233,7 +233,7 @@ class Attention(nn.Module):
         """
         pattern = pattern or AttentionPattern()
         if _autocasts(hidden):
-            # Once here, and not by each of the maps that read them.
+            # Once here, and not by each of the projections that read them.
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
             source = None if source is None else source.to(hidden.dtype)
         query, key, value = self._project(hidden, source, pattern.rotation)

@@ -16,7 +16,7 @@ from .positions import PositionScheme
 
 
 class Decoder(nn.Module):
-    """Token embeddings, blocks, a last norm, and a map back to the vocabulary.
+    """Token embeddings, blocks, a last norm, and a projection to the vocabulary.
 
     Weights start as `initialise_xavier` sets them; a room that wants others sets them after construction.
 
@@ -26,7 +26,7 @@ class Decoder(nn.Module):
         blocks: the layers, each with its own weights.
         positions: the position scheme; one for all layers.
         norm: applied after the last block; None where blocks are post-norm.
-        tied: whether the output map is the embedding table (Press & Wolf 2017).
+        tied: whether the output projection is the embedding table (Press & Wolf 2017).
         embedding_scale: what embeddings are multiplied by; √width in Vaswani et al. 2017, section 3.4.
         dropout: probability of dropping a coordinate of the embeddings in training.
         context: the most tokens that the model was trained to read, for positions that would go on; more are refused.
@@ -60,8 +60,8 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm or nn.Identity()
         self.head: Any = None if tied else nn.Linear(width, vocabulary, bias=False)
-        # Multiplies vectors by the output map.
-        self.map: Callable[[Tensor, Tensor], Tensor] = F.linear
+        # Multiplies vectors by the output projection: `arrange_for_inference` puts a faster product here.
+        self.project: Callable[[Tensor, Tensor], Tensor] = F.linear
         # What `compile_decoder` makes of the blocks.
         self.compiled: Any = None
         initialise_xavier(self)
@@ -159,11 +159,11 @@ class Decoder(nn.Module):
         """Map vectors to logits over the vocabulary."""
         if self.head is not None and not isinstance(self.head, nn.Linear):
             return self.head(hidden)
-        return self.map(hidden, self.output_weight)
+        return self.project(hidden, self.output_weight)
 
     @property
     def output_weight(self) -> Float[Tensor, "vocabulary width"]:
-        """The output map: the embedding table where they are tied."""
+        """The output projection: the embedding table where they are tied."""
         return self.embedding.weight if self.head is None else self.head.weight
 
     def new_cache(self, limit: int | None = None, capacity: int = 64) -> KeyValueCache:

@@ -157,8 +157,8 @@ class EncoderDecoder(nn.Module):
         encoder: maps source and, by the keyword `present`, its padding to a vector for each source token: an `Encoder`,
             or another module whose last axis is as wide as the decoder.
         decoder: of `CrossBlock`s.
-        shared: whether source and target have one embedding table, which is then also the output map where the decoder
-            is tied (Vaswani et al. 2017, section 3.4).
+        shared: whether source and target have one embedding table, which is then also the output projection where
+            the decoder is tied (Vaswani et al. 2017, section 3.4).
 
     Raises:
         ValueError: `shared`, and the two embedding tables differ in shape.
@@ -216,7 +216,7 @@ class EncoderDecoder(nn.Module):
 
     @property
     def output_weight(self) -> Float[Tensor, "vocabulary width"]:
-        """The output map, from a target token's vector to logits."""
+        """The output projection, from a target token's vector to logits."""
         return self.decoder.output_weight
 
     def start(

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with an activation between (Vaswani et al. 2017, section 3.3).
+    """Two linear layers with an activation between (Vaswani et al. 2017, section 3.3).
 
     Args:
         width: width of the residual stream.
         hidden: inner width; four times the width where None.
-        activation: applied between the maps.
-        bias: whether the maps have biases.
+        activation: applied between the layers.
+        bias: whether the linear layers have biases.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class GatedFeedForward(nn.Module):
         width: width of the residual stream.
         hidden: inner width.
         activation: applied to the gate.
-        bias: whether the maps have biases.
+        bias: whether the linear layers have biases.
     """
 
     def __init__(self, width: int, hidden: int, activation: Callable[[Tensor], Tensor] = F.silu, bias: bool = False):
@@ -55,7 +55,7 @@ class GatedFeedForward(nn.Module):
         self.joint: nn.Module | None = None
 
     def join(self, joint: nn.Module) -> None:
-        """Compute gate and inner vector by one map, whose output has them side by side; their own maps are dropped."""
+        """Compute gate and inner vector by one linear layer, outputs side by side, in place of their own."""
         self.joint = joint
         self.gate = self.inner = None
 

@@ -1,4 +1,4 @@
-"""Linear maps in 32 bits on a CPU, stored and multiplied so that few tokens at a time pass quickly.
+"""Linear layers in 32 bits on a CPU, stored and multiplied so that few tokens at a time pass quickly.
 
 When a model writes a token, almost all time goes into reading weights. torch's product of one vector and a matrix that
 is wider than it is high reads the matrix at nearly twice the speed where its columns are contiguous, as they are not in
@@ -38,7 +38,7 @@ def inference_linear(
 
 
 class InferenceLinear(nn.Linear):
-    """A linear map that computes by `inference_linear`; with gradients it is `torch.nn.Linear`."""
+    """A linear layer that computes by `inference_linear`; with gradients it is `torch.nn.Linear`."""
 
     def forward(self, input: Float[Tensor, "... columns"]) -> Float[Tensor, "... rows"]:
         """Map each vector."""
@@ -46,11 +46,11 @@ class InferenceLinear(nn.Linear):
 
 
 def arrange_for_inference(model: nn.Module) -> nn.Module:
-    """Store linear maps and tied output maps as inference reads them fastest, in place; give the model back.
+    """Store linear layers and tied output projections as inference reads them fastest, in place; give the model back.
 
     Names, shapes and values of parameters stay as they are, and so does what training computes but for rounding. Those
     with at least as many rows as columns get contiguous columns: what needs contiguous rows, such as a writer of files,
-    calls `contiguous`. Maps that are not in 32 bits on a CPU are left alone.
+    calls `contiguous`. Layers that are not in 32 bits on a CPU are left alone.
     """
     for name in set(stored_by_columns(model)):
         weight = model.get_parameter(name)
@@ -61,7 +61,7 @@ def arrange_for_inference(model: nn.Module) -> nn.Module:
             if type(child) is nn.Linear and _concerns(child.weight):
                 setattr(parent, name, _arranged(child))
         if isinstance(parent, Decoder) and _concerns(parent.output_weight):
-            parent.map = inference_linear
+            parent.project = inference_linear
     return model
 
 

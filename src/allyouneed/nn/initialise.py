@@ -4,7 +4,7 @@ from torch import nn
 
 
 def initialise_xavier(model: nn.Module) -> None:
-    """Set linear maps to Xavier-uniform, biases to zero, embeddings to a normal of standard deviation 1/√width.
+    """Set linear layers to Xavier-uniform, biases to zero, embeddings to a normal of standard deviation 1/√width.
 
     What Vaswani et al. trained with in tensor2tensor, and most transformers of fairseq after it. Embeddings so small
     want to be multiplied by √width where positions are added to them (section 3.4 of the paper).

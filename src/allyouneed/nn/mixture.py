@@ -193,8 +193,8 @@ class Experts(nn.Module):
         experts: how many.
         width: width of the residual stream.
         hidden: inner width of each.
-        activation: applied between the maps.
-        bias: whether the maps have biases.
+        activation: applied between the layers.
+        bias: whether the linear layers have biases.
 
     Attributes:
         number: of experts.
@@ -220,7 +220,7 @@ class Experts(nn.Module):
         self.output = nn.ModuleList(nn.Linear(hidden, width, bias=bias) for _ in range(experts))
 
     def forward(self, rows: Float[Tensor, "rows width"], counts: Sequence[int]) -> Float[Tensor, "rows width"]:
-        """Let each expert map its rows.
+        """Compute each expert on its rows.
 
         Args:
             rows: sorted by expert.
@@ -244,24 +244,24 @@ class GatedExperts(Experts):
         self.gate = nn.ModuleList(nn.Linear(width, hidden, bias=bias) for _ in range(experts))
 
     def forward(self, rows: Float[Tensor, "rows width"], counts: Sequence[int]) -> Float[Tensor, "rows width"]:
-        """Let each expert map its rows; arguments as of `Experts`."""
+        """Compute each expert on its rows; arguments as of `Experts`."""
         gate = self.activation(each(self.gate, rows, counts))
         return each(self.output, gate * each(self.inner, rows, counts), counts)
 
 
-def each(maps: Any, rows: Float[Tensor, "rows inputs"], counts: Sequence[int]) -> Float[Tensor, "rows outputs"]:
-    """Apply linear maps, one to each segment of rows: in training by their weights at once, else one by one.
+def each(layers: Any, rows: Float[Tensor, "rows inputs"], counts: Sequence[int]) -> Float[Tensor, "rows outputs"]:
+    """Apply linear layers, one to each segment of rows: in training by their weights at once, else one by one.
 
-    Maps that are no `torch.nn.Linear`, such as quantised ones, are applied one by one too, and those without rows not
+    Layers that are no `torch.nn.Linear`, such as quantised ones, are applied one by one too, and those without rows not
     at all.
 
     Args:
-        maps: a linear map for each segment, as an `nn.ModuleList`.
-        rows: sorted by map.
-        counts: rows of each map.
+        layers: a linear layer for each segment, as an `nn.ModuleList`.
+        rows: sorted by layer.
+        counts: rows of each layer.
     """
-    if torch.is_grad_enabled() and all(isinstance(linear, nn.Linear) for linear in maps):
-        biases = None if maps[0].bias is None else [linear.bias for linear in maps]
-        return segment_linear(rows, counts, [linear.weight for linear in maps], biases)
-    parts = [linear(part) for linear, part in zip(maps, rows.split(list(counts)), strict=True) if len(part)]
-    return torch.cat(parts) if parts else rows.new_zeros(0, maps[0].out_features)
+    if torch.is_grad_enabled() and all(isinstance(linear, nn.Linear) for linear in layers):
+        biases = None if layers[0].bias is None else [linear.bias for linear in layers]
+        return segment_linear(rows, counts, [linear.weight for linear in layers], biases)
+    parts = [linear(part) for linear, part in zip(layers, rows.split(list(counts)), strict=True) if len(part)]
+    return torch.cat(parts) if parts else rows.new_zeros(0, layers[0].out_features)

@@ -1,4 +1,4 @@
-"""Linear maps whose weights are kept in groups of 4-bit or 8-bit integers, run by torch's 4-bit kernel for CPUs.
+"""Linear layers whose weights are kept in groups of 4-bit or 8-bit integers, run by torch's 4-bit kernel for CPUs.
 
 A group of neighbouring weights of a row shares a scale and a minimum: w = quant · scale + minimum. The kernel reads
 4-bit integers and computes w = (quant - 8) · scale + zero, with scale and zero in bfloat16; so zero is
@@ -43,14 +43,14 @@ _Half = tuple[Tensor, Tensor, Tensor]
 
 
 def packed_kernel() -> Kernel:
-    """Name what runs quantised maps on this processor's cores: the packed kernel needs AVX2 or AVX-512."""
+    """Name what runs quantised linear layers on this processor's cores: the packed kernel needs AVX2 or AVX-512."""
     there = _multiply is not None
     vectorised = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     return "packed 4-bit" if there and vectorised else "dequantised"
 
 
 class QuantizedLinear(nn.Module):
-    """What 4-bit and 8-bit maps share: the packed form, and the two ways of computing.
+    """What 4-bit and 8-bit linear layers share: the packed form, and the two ways of computing.
 
     Few tokens are multiplied by the packed kernel, with inputs rounded to bfloat16. Many tokens, inputs that need a
     gradient, and devices or processors without that kernel take the dequantised weights. Integers, scales and minima
@@ -209,7 +209,7 @@ class QuantizedLinear(nn.Module):
 
 
 class Int4Linear(QuantizedLinear):
-    """A linear map of 4-bit integers in groups, such as GGUF's Q4_1 and Q4_0; made by `from_blocks`."""
+    """A linear layer of 4-bit integers in groups, such as GGUF's Q4_1 and Q4_0; made by `from_blocks`."""
 
     many = 128
 
@@ -257,7 +257,7 @@ class Int4Linear(QuantizedLinear):
 
 
 class Int8Linear(QuantizedLinear):
-    """A linear map of 8-bit integers in groups, such as GGUF's Q8_0; made by `from_blocks` or `from_weight`."""
+    """A linear layer of 8-bit integers in groups, such as GGUF's Q8_0; made by `from_blocks` or `from_weight`."""
 
     many = 32
 
@@ -289,7 +289,7 @@ class Int8Linear(QuantizedLinear):
         The scale is rounded to bfloat16, as the kernel has it, before the weights are divided by it.
 
         Args:
-            weight: a linear map's; columns are a multiple of 32.
+            weight: a linear layer's; columns are a multiple of 32.
             bias: added to the output.
 
         Raises:
@@ -327,9 +327,9 @@ class Int8Linear(QuantizedLinear):
 
 
 def join_projections(model: nn.Module) -> nn.Module:
-    """Run maps that read the same vectors as one where they are quantised alike, in place; give the model back.
+    """Join linear layers that read the same vectors and are quantised alike, in place; give the model back.
 
-    These are query, key and value of an attention layer, and gate and inner map of a gated feed-forward layer. One call
+    These are query, key and value of an attention layer, and gate and inner layer of a gated feed-forward. One call
     of the kernel takes the place of several, and one rounding of their input.
     """
     for module in model.modules():
@@ -346,7 +346,7 @@ def join_projections(model: nn.Module) -> nn.Module:
 
 
 def _stacked(parts: Sequence[Any]) -> "Int4Linear | Int8Linear":
-    """Join maps of one input into one whose outputs follow each other."""
+    """Join linear layers of one input into one whose outputs follow each other."""
     quants = torch.cat([part._integers(slice(None)) for part in parts])
     scale = torch.cat([part.scale for part in parts])
     biases = [torch.zeros(part.out_features) if part.bias is None else part.bias for part in parts]
@@ -358,10 +358,10 @@ def _stacked(parts: Sequence[Any]) -> "Int4Linear | Int8Linear":
 
 
 class QuantizedEmbedding(nn.Module):
-    """An embedding table that is also a quantised output map, in one copy (Press & Wolf 2017).
+    """An embedding table that is also a quantised output projection, in one copy (Press & Wolf 2017).
 
     Args:
-        table: the output map; its rows are the embeddings.
+        table: the output projection; its rows are the embeddings.
     """
 
     def __init__(self, table: QuantizedLinear):
@@ -379,7 +379,7 @@ class QuantizedEmbedding(nn.Module):
 
 
 def tie_quantized(decoder: Decoder, table: Int4Linear | Int8Linear) -> None:
-    """Make a quantised map both embedding table and output map of a decoder whose two are tied.
+    """Make a quantised linear layer both embedding table and output projection of a decoder whose two are tied.
 
     An 8-bit table (Q8_0 in SmolLM2's GGUF, 49,152 × 576) runs with its own groups' scales: 3.3 ms a token on one core,
     where a bfloat16 table takes 7.0 and torch's 8-bit kernel, with one scale a row, 4.1.
@@ -389,7 +389,7 @@ def tie_quantized(decoder: Decoder, table: Int4Linear | Int8Linear) -> None:
     """
     own = tuple(decoder.embedding.weight.shape)
     if decoder.head is not None:
-        raise ValueError("the decoder's embedding and output map are not tied: each needs a table of its own")
+        raise ValueError("the decoder's embedding and output projection are not tied: each needs a table of its own")
     if (table.out_features, table.in_features) != own:
         raise ValueError(f"a table of shape {(table.out_features, table.in_features)} cannot replace one of {own}")
     replacement: Any = QuantizedEmbedding(table)
@@ -397,12 +397,12 @@ def tie_quantized(decoder: Decoder, table: Int4Linear | Int8Linear) -> None:
 
 
 def quantize_int8(model: nn.Module) -> nn.Module:
-    """Replace all linear maps, and tied embeddings of decoders, by 8-bit ones, in place; give the model back.
+    """Replace all linear layers, and tied embeddings of decoders, by 8-bit ones, in place; give the model back.
 
-    Weights are quantised one map at a time. Embeddings that are not tied stay as they are.
+    Weights are quantised one layer at a time. Embeddings that are not tied stay as they are.
 
     Raises:
-        ValueError: a map that cannot be quantised; the message names it, and the model is left as it was.
+        ValueError: a linear layer that cannot be quantised; the message names it, and the model is left as it was.
     """
     refused = [
         f"{name} ({module.in_features} columns)"
@@ -411,7 +411,7 @@ def quantize_int8(model: nn.Module) -> nn.Module:
     ]
     if refused:
         raise ValueError(f"columns must be a multiple of {GROUP} to be quantised in groups; not so: {refused}")
-    for parent, name, linear in list(_linear_maps(model)):
+    for parent, name, linear in list(_linear_layers(model)):
         setattr(parent, name, Int8Linear.from_weight(linear.weight, linear.bias))
     join_projections(model)
     for module in model.modules():
@@ -420,7 +420,7 @@ def quantize_int8(model: nn.Module) -> nn.Module:
     return model
 
 
-def _linear_maps(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+def _linear_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     for parent in model.modules():
         for name, child in parent.named_children():
             if isinstance(child, nn.Linear):

@@ -106,18 +106,18 @@ class RecurrentEncoderDecoder(nn.Module):
     an input of the layers above. Bahdanau et al. 2015 feed the context back into a single layer, which computes one
     token at a time; here a layer reads a whole target at once, and training is several times as fast.
 
-    Dropout is on embeddings, between layers, and before the output map. Recurrent weights start orthogonal, and an
-    LSTM's forget gates open.
+    Dropout is on embeddings, between layers, and before the output projection. Recurrent weights start orthogonal, and
+    an LSTM's forget gates open.
 
     Args:
         source_vocabulary: number of source tokens.
         target_vocabulary: number of target tokens.
-        width: of embeddings, and of the vector before the output map.
+        width: of embeddings, and of the vector before the output projection.
         hidden: width of a cell's state; each of the encoder's two directions has as much. The width where None.
         encoder_layers: layers of the encoder.
         decoder_layers: layers of the decoder.
         cell: `nn.GRU` or `nn.LSTM`.
-        tied: whether the output map is the target's embedding table (Press & Wolf 2017).
+        tied: whether the output projection is the target's embedding table (Press & Wolf 2017).
         shared: whether source and target have one embedding table.
         embedding_scale: what embeddings are multiplied by.
         dropout: probability of dropping a coordinate in training.
@@ -189,7 +189,7 @@ class RecurrentEncoderDecoder(nn.Module):
         *,
         present: Bool[Tensor, "batch source_length"] | None = None,
     ) -> Float[Tensor, "batch length width"]:
-        """Give the vector before the output map at each target token.
+        """Give the vector before the output projection at each target token.
 
         Args:
             source: what is to be translated.
@@ -205,7 +205,7 @@ class RecurrentEncoderDecoder(nn.Module):
 
     @property
     def output_weight(self) -> Float[Tensor, "vocabulary width"]:
-        """The output map, from a target token's vector to logits."""
+        """The output projection, from a target token's vector to logits."""
         return self.embedding.weight if self.head is None else self.head.weight
 
     def start(
@@ -274,7 +274,7 @@ def _each(state: State, change: Callable[[Tensor], Tensor]) -> State:
 
 
 def _initialise(stack: nn.GRU | nn.LSTM) -> None:
-    """Set input maps to Xavier-uniform, recurrent ones to orthogonal, biases to 0, an LSTM's forget gates to 1."""
+    """Set input weights to Xavier-uniform, recurrent ones to orthogonal, biases to 0, an LSTM's forget gates to 1."""
     for name, parameter in stack.named_parameters():
         if name.startswith("bias"):
             nn.init.zeros_(parameter)

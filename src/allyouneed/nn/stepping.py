@@ -78,11 +78,11 @@ class SteppingBlock(Block):
 
 
 def step_quickly(model: nn.Module) -> nn.Module:
-    """Let blocks of joined, quantised maps take the shorter way, in place; give the model back.
+    """Let blocks of joined, quantised linear layers take the shorter way, in place; give the model back.
 
     These are pre-norm blocks of grouped attention and a gated feed-forward layer with RMS norms, as LLaMA's and Qwen2's
-    are, whose maps the packed kernel runs; queries, keys and values may have biases, and layers windows. Names, values
-    and results stay as they are.
+    are, whose linear layers the packed kernel runs; queries, keys and values may have biases, layers windows. Names,
+    values and results stay as they are.
     """
     for parent in list(model.modules()):
         for name, child in parent.named_children():

@@ -44,7 +44,7 @@ def load_model(
             cache; a folder with `config.json` and safetensors files; a GGUF file; or a hub repository, `owner/name`.
         dtype: of the weights; the narrowest that holds them as they are stored where None.
         device: where to put them; the CPU where None.
-        quantize: run the linear maps in 8 bits, or in the checkpoint's own 4-bit groups.
+        quantize: run the linear layers in 8 bits, or in the checkpoint's own 4-bit groups.
 
     Returns:
         The model, in evaluation mode, and its tokenizer.

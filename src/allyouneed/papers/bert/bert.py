@@ -109,8 +109,8 @@ class Bert(BertModel):
 
     Args:
         config: the size.
-        pooler: whether there is a map of the first token's vector that stands for the whole row; C in the paper is its
-            output, though the text does not mention the map.
+        pooler: whether there is a layer on the first token's vector that stands for the whole row; C in the paper is
+            its output, though the text does not mention the layer.
     """
 
     # The encoder of any of them can be read without its head.
@@ -193,7 +193,7 @@ class Bert(BertModel):
         """Give C, the vector that stands for each row, from its first token's.
 
         Raises:
-            ValueError: the model was built without the map that this needs.
+            ValueError: the model was built without the layer that this needs.
         """
         if self.pooler is None:
             raise ValueError("this model has no pooler: build it with pooler=True, or use the tokens' vectors")

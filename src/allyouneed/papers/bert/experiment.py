@@ -2,7 +2,7 @@
 
 Laptop: about 15 minutes on 2 cores: five models of 0.24 million parameters are pre-trained on 300 texts of the Brown
 corpus with three seeds, and fine-tuned with 100, 1,000 and 5,000 labelled examples, beside one that is not pre-trained.
-In so short a training expect the left-to-right model ahead: it foresees each word, the others restore one in seven.
+In so short a training expect the left-to-right model ahead: it predicts each word, the others restore one in seven.
 """
 
 from dataclasses import replace
@@ -36,7 +36,7 @@ SCALE = (
     "512 and 3.3 billion words, seen 40 times. What is compared is how far each has come by then."
 )
 EARLY = (
-    f"{SCALE} So early, the left-to-right model has had six times as many words to foresee as the other to restore, "
+    f"{SCALE} So early, the left-to-right model has had six times as many words to predict as the other to restore, "
     "and in the paper's Figure 5, too, it leads at first."
 )
 
@@ -93,7 +93,7 @@ CLAIMS = (
         source="Table 8, 80/10/10 against 100/0/0, NER feature-based",
         paper_value="94.9 against 94.0 F1 (CoNLL-2003 NER dev)",
         test=Better("features", arm="bert", than="mask_only", direction="higher"),
-        scale_gap=f"{SCALE} A linear map reads the features here, two layers of LSTM in the paper.",
+        scale_gap=f"{SCALE} A linear layer reads the features here, two layers of LSTM in the paper.",
     ),
     Claim(
         id="only_random_hurts_features",
@@ -101,7 +101,7 @@ CLAIMS = (
         source="Table 8, 80/10/10 against 0/0/100, NER feature-based; appendix C.2",
         paper_value="94.9 against 94.6 F1 (CoNLL-2003 NER dev)",
         test=Better("features", arm="bert", than="random_only", direction="higher"),
-        scale_gap=f"{SCALE} A linear map reads the features here, two layers of LSTM in the paper.",
+        scale_gap=f"{SCALE} A linear layer reads the features here, two layers of LSTM in the paper.",
     ),
 )
 

@@ -57,7 +57,7 @@ class _Head(BertModel):
 
 
 class _TiedOutput(nn.Module):
-    """From a token's vector to logits over the vocabulary: a map, GELU, a norm, and the embedding table with a bias."""
+    """From a token's vector to logits: a linear layer, GELU, a norm, and the embedding table with a bias."""
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -87,7 +87,7 @@ _TIED = {
 class MaskedLanguageModel(_Head):
     """An encoder that says which tokens stood where (section 3.1, task 1).
 
-    The output map is the table of embeddings, after a map, GELU and a norm that the paper does not mention.
+    The output projection is the embedding table, after a linear layer, GELU and a norm that the paper does not mention.
     """
 
     architectures: ClassVar[tuple[str, ...]] = ("BertForMaskedLM",)

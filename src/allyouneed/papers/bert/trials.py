@@ -42,12 +42,12 @@ class TransferConfig:
     """One arm: how a model is pre-trained, and what it is then tried on.
 
     Attributes:
-        objective: words restored from both sides, words foreseen from the left, or no pre-training at all.
+        objective: words restored from both sides, words predicted from the left, or no pre-training at all.
         next_sentence: whether it is also trained to say if B follows A.
         masked: share of the chosen tokens that become `[MASK]`.
         random: share that become another token; the rest stay as they are.
         tasks: what it is fine-tuned on.
-        features: whether its vectors are also tried unchanged, with a linear map upon them.
+        features: whether its vectors are also tried unchanged, with a linear layer upon them.
         vocabulary: pieces, learned from the training texts.
         width: of the residual stream.
         layers: number of blocks.
@@ -189,7 +189,7 @@ def settings(steps: int, rate: float) -> TrainingConfig:
 
 
 class Tagger(nn.Module):
-    """An encoder with one more map: from each token's vector, or from one that stands for the row."""
+    """An encoder with one more linear layer: from each token's vector, or from one that stands for the row."""
 
     def __init__(self, encoder: Bert, config: TransferConfig, labels: int, per_token: bool):
         super().__init__()
@@ -289,7 +289,7 @@ def features(encoder: Bert, config: TransferConfig, examples: Examples, context:
 
 
 def probe(encoder: Bert, config: TransferConfig, source: Corpus, context: Context) -> float:
-    """Train a linear map on the unchanged vectors of the largest number of examples; return its tagging accuracy."""
+    """Train a linear layer on the unchanged vectors of the largest number of examples; return its tagging accuracy."""
     encoder.eval()
     torch.manual_seed(context.seed)
     drawn = (

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: a linear map on the last token's vector, the auxiliary loss, and what is transferred."""
+"""Supervised fine-tuning: a linear layer on the last token's vector, the auxiliary loss, and what is transferred."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -73,13 +73,13 @@ def with_new_tokens(model: GPT1, tokens: int = 3) -> GPT1:
 
 
 class FineTuned(Pretrained):
-    """What models with a head have alike: they read rows, and a linear map reads each row's last vector.
+    """What models with a head have alike: they read rows, and a linear layer reads each row's last vector.
 
     Args:
         body: the language model; its vocabulary has the added tokens.
-        outputs: of the linear map.
-        bias: whether the map has one.
-        dropout: probability of dropping a coordinate of what the map reads, in training.
+        outputs: of the linear layer.
+        bias: whether the layer has one.
+        dropout: probability of dropping a coordinate of what the layer reads, in training.
         padding: the token that fills up rows on the right; the one before it is the row's last.
     """
 
@@ -205,7 +205,7 @@ class Classifier(FineTuned):
 class Chooser(FineTuned):
     """Multiple choice: each option's row gives a score, and the softmax runs over the options.
 
-    The map has a bias, as in the released code; it changes nothing in the softmax.
+    The layer has a bias, as in the released code; it changes nothing in the softmax.
 
     Args:
         body: the language model; its vocabulary has the added tokens.
@@ -227,7 +227,7 @@ class Chooser(FineTuned):
         return scores.masked_fill(~self.present(tokens).any(-1), -torch.inf)
 
     def weight_names(self) -> list[Name]:
-        """Name every parameter; the tied table goes by the name of the output map, by which transformers keeps it."""
+        """Name every parameter; the tied table goes by the output projection's name, as in transformers."""
         table = "transformer.tokens_embed.weight"
         names = super().weight_names()
         return [replace(name, theirs="lm_head.weight") if name.theirs == table else name for name in names]

@@ -82,8 +82,8 @@ class GPT1(Pretrained, Decoder):
     """The language model of Radford et al. 2018, section 3.1 and 4.1.
 
     The decoder of Vaswani et al. without attention to an encoder: norms after the residual sums, none behind the last
-    block; positions are learned, and the output map is the embedding table. Reads and writes the checkpoints of Hugging
-    Face transformers.
+    block; positions are learned, and the output projection is the embedding table. Reads and writes the checkpoints of
+    Hugging Face transformers.
 
     Args:
         config: its numbers.
@@ -148,7 +148,7 @@ class GPT1(Pretrained, Decoder):
         return described(self.config, self.architectures[0])
 
     def weight_names(self) -> Sequence[Name]:
-        """Name every parameter: linear maps are stored transposed, and those of query, key and value as one."""
+        """Name every parameter: linear layers are stored transposed, and those of query, key and value as one."""
         names = [
             same("embedding.weight", "transformer.tokens_embed.weight"),
             same("positions.table.weight", "transformer.positions_embed.weight"),

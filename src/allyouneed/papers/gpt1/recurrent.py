@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class RecurrentLanguageModel(nn.Module):
-    """Embeddings, a stack of LSTM cells, and a map back to the embeddings' width and so to the vocabulary.
+    """Embeddings, a stack of LSTM cells, and a projection back to the embeddings' width and so to the vocabulary.
 
     As PyTorch initialises it, but for forget gates, which begin open, and embeddings. Dropout is on embeddings, between
     cells and behind them.
@@ -58,5 +58,5 @@ class RecurrentLanguageModel(nn.Module):
 
     @property
     def output_weight(self) -> Float[Tensor, "vocabulary width"]:
-        """The output map: the embedding table (Press & Wolf 2017), as in the transformer."""
+        """The output projection: the embedding table (Press & Wolf 2017), as in the transformer."""
         return self.embedding.weight

@@ -36,7 +36,7 @@ class GPT2Config:
         attention_dropout: of dropping an attention weight.
         residual_dropout: of dropping a coordinate of what a sublayer adds.
         epsilon: added to the variance in layer norms.
-        tied: whether the output map is the embedding table, as in all published models.
+        tied: whether the output projection is the embedding table, as in all published models.
         activation: of the feed-forward layers, a name in `nn.ACTIVATIONS`; the approximation of GELU in all published
             models.
         deviation: standard deviation of the initial weights, but for those that account for the depth.
@@ -188,7 +188,7 @@ class GPT2(Pretrained, Decoder):
         }
 
     def weight_names(self) -> Sequence[Name]:
-        """Name every parameter: linear maps are stored transposed, and those of query, key and value as one."""
+        """Name every parameter: linear layers are stored transposed, and those of query, key and value as one."""
         names = [
             same("embedding.weight", "transformer.wte.weight"),
             same("positions.table.weight", "transformer.wpe.weight"),
@@ -225,7 +225,7 @@ class GPT2(Pretrained, Decoder):
 
 
 def initialise(model: GPT2) -> None:
-    """Draw weights from N(0, 0.02²), those of maps that add to the residual path from N(0, 0.02² / N); biases are 0.
+    """Draw weights from N(0, 0.02²), of projections that add to the residual path from N(0, 0.02² / N); biases are 0.
 
     N is the number of residual layers, two in each block: without the factor the variance on the residual path would
     grow with the depth.

@@ -17,8 +17,8 @@ from .gpt3 import GPT3, GPT3Config
 def narrow(config: GPT3Config) -> GPT3:
     """Compose a model with initial weights for its width.
 
-    A standard deviation of 0.02 is for widths of 768 and more. Here maps are drawn from N(0, 1/width) and embeddings
-    from N(0, 1/(4 · width)), with GPT-2's factor for maps that add to the residual path.
+    A standard deviation of 0.02 is for widths of 768 and more. Here linear layers are drawn from N(0, 1/width) and
+    embeddings from N(0, 1/(4 · width)), with GPT-2's factor for projections that add to the residual path.
     """
     model = GPT3(config)
     for name, parameter in model.named_parameters():

@@ -38,7 +38,7 @@ class _Recurrent(nn.Module):
         self.inputs, self.hidden, self.reverse = inputs, hidden, reverse
         self.input_weight = nn.Parameter(torch.empty(gates * hidden, inputs))
         self.hidden_weight = nn.Parameter(torch.empty(gates * hidden, hidden))
-        # Gate by gate, since a gate is a map of its own: orthogonal from state to state keeps the norm of what returns.
+        # Gate by gate, each its own matrix: orthogonal from state to state keeps the norm of what returns.
         for to_gate in self.input_weight.split(hidden):
             nn.init.xavier_uniform_(to_gate)
         for to_gate in self.hidden_weight.split(hidden):

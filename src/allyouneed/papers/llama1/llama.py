@@ -53,7 +53,7 @@ class LlamaConfig:
         epsilon: of the norms.
         context: the most tokens that the model was trained to read, as far as its scaling does not stretch them; longer
             input is refused.
-        tied: whether the output map is the embedding table; not in LLaMA, but in smaller relatives.
+        tied: whether the output projection is the embedding table; not in LLaMA, but in smaller relatives.
         initial_deviation: standard deviation of the initial weights. The paper does not say; 0.02 is what GPT-2 began
             with, and the default of `transformers`.
         head_width: of each head; an even share of the width where None, and so in LLaMA.

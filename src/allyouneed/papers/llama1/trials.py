@@ -71,8 +71,8 @@ class Llama1Config:
     def flops_per_token(self) -> int:
         """Floating-point operations of training on one token, forward and backward, in matrix products.
 
-        Each weight of a matrix takes 6, the output map's too; so do attention's products with each of the tokens that
-        a token sees, half of the length on average, twice for each coordinate.
+        Each weight of a matrix takes 6, the output projection's too; so do attention's products with each of the tokens
+        that a token sees, half of the length on average, twice for each coordinate.
         """
         layer = 4 * self.width + (3 if self.block == "llama" else 2) * self.hidden + self.length
         return 6 * self.width * (self.layers * layer + self.vocabulary)

@@ -83,7 +83,7 @@ class NoisyTopKGate(nn.Module):
         check_choices(k, experts)
         self.experts = experts
         self.k = k
-        # Not linear maps, which a model may initialise alike.
+        # Not linear layers, which a model may initialise alike.
         self.score = nn.Parameter(torch.zeros(experts, width))
         self.noise = nn.Parameter(torch.zeros(experts, width))
 

@@ -39,7 +39,7 @@ class MixtralConfig:
         rotary_base: the slowest pair of coordinates turns by about 1/base radian a token.
         epsilon: of the norms.
         context: the most tokens that the model was trained to read; longer input is refused.
-        tied: whether the output map is the embedding table.
+        tied: whether the output projection is the embedding table.
         initial_deviation: standard deviation of the initial weights.
 
     Raises:

@@ -52,7 +52,7 @@ def _block(wrapped: Sequence[nn.Module]) -> Block:
 
 
 def initialise_gaussian(model: nn.Module) -> None:
-    """Draw linear maps from N(0, 2 / (inputs + outputs)), set biases to zero and the gains of norms to one.
+    """Draw linear layers from N(0, 2 / (inputs + outputs)), set biases to zero and the gains of norms to one.
 
     The Gaussian form of Xavier's initial weights. Embeddings get a standard deviation of 1/√width, so that times √width
     they are the standard normal vectors that the theory assumes at the input.

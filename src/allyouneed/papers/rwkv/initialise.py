@@ -21,7 +21,7 @@ def initialise(model: "Rwkv") -> None:
     others. Channel-mixing could then never learn: its keys would be 0, where the squared ReLU has no slope. As in the
     released training code, what a branch *ends* in is zero instead (W_o and W_v), and so are keys and receptances of
     time-mixing and the receptance of channel-mixing; so every block begins as the identity. What is left (values of
-    time-mixing, keys of channel-mixing, the output map) is orthogonal, larger where it leads to more coordinates.
+    time-mixing, keys of channel-mixing, the output projection) is orthogonal, larger where it has more outputs.
     """
     config = model.config
     nn.init.uniform_(model.embedding.weight, -1e-4, 1e-4)

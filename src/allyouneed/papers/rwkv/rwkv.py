@@ -30,7 +30,7 @@ class RwkvConfig:
         context: tokens of the sequences that it was trained on. Longer ones are read all the same.
         rescale_every: layers after which `transformers` halves what it computes, lest 16 bits overflow; kept for its
             configuration and not needed here.
-        tied: whether the output map is the embedding table; not in the paper.
+        tied: whether the output projection is the embedding table; not in the paper.
 
     Raises:
         ValueError: a number out of range.
@@ -109,7 +109,7 @@ class Rwkv(Pretrained, nn.Module):
 
     @property
     def output_weight(self) -> Float[Tensor, "vocabulary width"]:
-        """The output map: the embedding table where they are tied."""
+        """The output projection: the embedding table where they are tied."""
         return self.embedding.weight if self.head is None else self.head.weight
 
     def forward(

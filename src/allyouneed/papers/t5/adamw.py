@@ -33,23 +33,24 @@ class Amplified(PositionScheme):
 
 
 def stored_for_adamw(model: nn.Module) -> nn.Module:
-    """Store a model's embeddings and position biases divided by √width, and query maps multiplied by √head_width.
+    """Store a model's embeddings and position biases divided by √width, query projections multiplied by √head_width.
 
     AdaFactor, with which the paper trains, takes steps relative to what they change; AdamW's are of one size. At a rate
-    that most maps can bear, embeddings of deviation 1 would hardly move, the small query maps of unscaled attention
-    would be thrown about, and biases would take thousands of steps to tell near from far. Stored so, all begin with
-    1/√width or less. What the model computes is the same; it is changed in place, and can no longer be saved as a T5.
+    that most layers can bear, embeddings of deviation 1 would hardly move, the small query projections of unscaled
+    attention would be thrown about, and biases would take thousands of steps to tell near from far. Stored so, all
+    begin with 1/√width or less. What the model computes is the same; it is changed in place, and can no longer be
+    saved as a T5.
 
     Args:
         model: version 1.0 of any structure, with new weights.
 
     Raises:
-        ValueError: a model whose output map is not its table of embeddings.
+        ValueError: a model whose output projection is not its table of embeddings.
     """
     whole: Any = model
     decoder = whole.decoder
     if decoder.head is not None:
-        raise ValueError("only models whose output map is the table of embeddings can be stored so: version 1.0")
+        raise ValueError("only models whose output projection is the table of embeddings can be stored so: version 1.0")
     root = decoder.embedding.embedding_dim**0.5
     with torch.no_grad():
         # The stacks have one table.

@@ -68,7 +68,7 @@ class LanguageModel(nn.Module):
 
     @property
     def output_weight(self) -> Float[Tensor, "vocabulary width"]:
-        """The output map, from a target token's vector to logits."""
+        """The output projection, from a target token's vector to logits."""
         return self.decoder.output_weight
 
     def start(
@@ -137,7 +137,7 @@ def encoder_decoder(config: T5Config) -> T5:
 
 
 def shared_encoder_decoder(config: T5Config) -> EncoderDecoder:
-    """Compose an encoder–decoder whose two stacks have the same maps: P parameters, cost M.
+    """Compose an encoder–decoder whose two stacks have the same layers: P parameters, cost M.
 
     Attention to the source is the decoder's own, and so are the position biases of each side.
     """
@@ -172,7 +172,7 @@ def training_flops(config: T5Config, structure: str, source: int, target: int, *
 
     Each weight takes 6 for each token that passes it; so does each coordinate of each query and key, in the scores and
     again in the mixtures, masked ones too, as they are computed. It is Table 2's count without its approximations:
-    attention to the source, scores and the output map are counted too.
+    attention to the source, scores and the output projection are counted too.
 
     Args:
         config: the model's numbers.
@@ -183,16 +183,16 @@ def training_flops(config: T5Config, structure: str, source: int, target: int, *
     """
     heads = config.heads * config.head_width
     own = 4 * config.width * heads
-    maps = (3 if config.feed_forward.startswith("gated") else 2) * config.width * config.hidden
+    feed_forward = (3 if config.feed_forward.startswith("gated") else 2) * config.width * config.hidden
     output = config.width * config.vocabulary * (target if predicted is None else predicted)
     layers = config.layers
     if structure in ("language model", "prefix language model"):
         length = source + target
-        return 6 * (layers * (length * (own + maps) + 2 * heads * length**2) + output)
+        return 6 * (layers * (length * (own + feed_forward) + 2 * heads * length**2) + output)
     deeper = layers if config.decoder_layers is None else config.decoder_layers
-    encoding = layers * (source * (own + maps) + 2 * heads * source**2)
+    encoding = layers * (source * (own + feed_forward) + 2 * heads * source**2)
     crossing = 2 * config.width * heads * (source + target) + 2 * heads * source * target
-    decoding = deeper * (target * (own + maps) + 2 * heads * target**2 + crossing)
+    decoding = deeper * (target * (own + feed_forward) + 2 * heads * target**2 + crossing)
     return 6 * (encoding + decoding + output)
 
 

@@ -218,11 +218,11 @@ class T5(Pretrained, EncoderDecoder):
             for index in range(len(own.blocks)):  # pyright: ignore[reportArgumentType]
                 for place, (part, theirs) in enumerate(parts.items()):
                     ours, layer = f"{stack}.blocks.{index}.{part}", f"{stack}.block.{index}.layer.{place}"
-                    maps = _ATTENTION if part.endswith("attention") else _GATED if self.config.gated else _PLAIN
+                    projections = _ATTENTION if part.endswith("attention") else _GATED if self.config.gated else _PLAIN
                     names.append(same(f"{ours}.norm.weight", f"{layer}.layer_norm.weight"))
                     names += [
                         same(f"{ours}.sublayer.{one}.weight", f"{layer}.{theirs}.{other}.weight")
-                        for one, other in maps.items()
+                        for one, other in projections.items()
                     ]
         return names
 
@@ -238,9 +238,9 @@ class T5(Pretrained, EncoderDecoder):
 def initialise(model: nn.Module, factor: float = 1.0) -> None:
     """Draw initial weights as the released code does; the paper says nothing of them.
 
-    Embeddings have the deviation 1, maps 1/√(number of inputs), queries a further 1/√head_width, which makes up for the
-    factor that the scores lack. An output map of its own starts with 1/√width, so that logits begin as small as those
-    of version 1.0. All of them are multiplied by the factor, and so are the scales of the norms.
+    Embeddings have the deviation 1, projections 1/√(number of inputs), queries a further 1/√head_width, which makes up
+    for the factor that the scores lack. An output projection of its own starts with 1/√width, so that logits begin
+    as small as those of version 1.0. All of them are multiplied by the factor, and so are the scales of the norms.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):

@@ -120,7 +120,7 @@ class TransferConfig:
 
     @property
     def whole_rows(self) -> bool:
-        """Whether pre-training foresees every token of a row, and so makes no pairs."""
+        """Whether pre-training predicts every token of a row, and so makes no pairs."""
         return self.objective == self.structure == "language model"
 
     @property

@@ -116,7 +116,7 @@ def transformer(
         hidden: d_ff, inner width of the feed-forward layers; four times the width where None.
         dropout: P_drop, on the output of each sublayer and on embeddings with their positions (section 5.4).
         positions: makes the position scheme of a stack, given the width.
-        shared: whether one matrix is source embedding, target embedding and output map (section 3.4).
+        shared: whether one matrix is source embedding, target embedding and output projection (section 3.4).
 
     Raises:
         ValueError: `shared` with vocabularies that differ, or heads that do not divide the width.
@@ -165,11 +165,11 @@ def label_smoothed_cross_entropy(
 
     The target is the token with probability 1 - ε and any token with ε (Szegedy et al. 2016, section 7). With logits z
     the loss of token t is ln Σ exp(z) - (1 - ε)·zₜ - ε·mean(z): the plain one plus ε·(zₜ - mean(z)), and the mean of
-    the logits is the product with the mean row of the output map. So smoothing needs no logits of its own.
+    the logits is the product with the mean row of the output projection. So smoothing needs no logits of its own.
 
     Args:
-        hidden: the vectors before the output map.
-        weight: the output map.
+        hidden: the vectors before the output projection.
+        weight: the output projection.
         targets: the right token of each vector.
         smoothing: ε.
 

@@ -19,7 +19,7 @@ class TranslationModel(Translator, Protocol):
 
     @property
     def output_weight(self) -> Float[Tensor, "vocabulary width"]:
-        """The output map, from a target token's vector to logits."""
+        """The output projection, from a target token's vector to logits."""
         ...
 
     def hidden(
@@ -29,7 +29,7 @@ class TranslationModel(Translator, Protocol):
         *,
         present: Bool[Tensor, "batch source_length"] | None = None,
     ) -> Float[Tensor, "batch length width"]:
-        """Give each target token's vector before the output map; source tokens that are not present are padding."""
+        """Give each target token's vector before the output projection; what is not present is padding."""
         ...
 
 

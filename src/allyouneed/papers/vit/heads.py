@@ -16,7 +16,7 @@ from .vit import Vit, read_config, weights_and_biases
 
 
 class ImageClassifier(Pretrained):
-    """Logits from the class token's vector, by a map that starts at zero.
+    """Logits from the class token's vector, by a linear layer that starts at zero.
 
     With an encoder that has a pooler this is the model of pre-training, whose head has a hidden layer with tanh;
     without one it is that of fine-tuning, whose head is a single layer.

@@ -97,7 +97,7 @@ class ResNetStem(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A classifier of convolutions: a stem, the average over its maps, and a map to logits that starts at zero.
+    """A convolutional classifier: a stem, the average over its maps, and a linear layer to logits that starts at zero.
 
     Args:
         stem: the convolutions.
@@ -136,7 +136,7 @@ class HybridEmbedding(nn.Module):
 
     @property
     def projection(self) -> nn.Conv2d:
-        """The map of patches to vectors."""
+        """The projection of patches to vectors."""
         return self.patches.projection
 
     def grid(self, height: int, width: int) -> Grid:

@@ -129,7 +129,7 @@ class Vit(Pretrained):
 
     Args:
         config: the size.
-        pooler: whether there is a map with tanh of the class token's vector: the hidden layer of the head in
+        pooler: whether there is a linear layer with tanh on the class token's vector: the hidden layer of the head in
             pre-training (section 3.1, appendix D.3), which is dropped for fine-tuning.
         embedding: what makes vectors of images, with a method `grid`; a `PatchEmbedding` where None, a
             `HybridEmbedding` for a hybrid.
