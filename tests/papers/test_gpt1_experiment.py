@@ -112,8 +112,12 @@ def test_claims_tell_better_from_worse() -> None:
         values = {f"layers_{count}": 0.5 + 0.1 * sign * count for count in range(3)}
         values |= {f"{CURVE}_most": 0.5 + 0.2 * sign, f"alone_{CURVE}_most": 0.5, f"alone_{CURVE}_few": 0.5}
         results = [made_up(values, seed) for seed in range(3)]
-        for id in ("each_layer_adds", "auxiliary_helps_with_most", "auxiliary_helps_larger_sets"):
-            assert by_id[id].judge(results, range(3)).verdict == verdict, id
+        assert by_id["each_layer_adds"].judge(results, range(3)).verdict == verdict
+        assert all(
+            (one.metrics[name] > 0) == (sign > 0)
+            for one in results
+            for name in ("auxiliary_gain_most", "auxiliary_slope")
+        )
         others = [
             TrialResult(arm, seed, {}, dict.fromkeys(results[0].metrics, 0.45 + 0.1 * (sign < 0)), {}, 0.0)
             for arm in ("none", "lstm")
@@ -312,6 +316,33 @@ class TestFineTuning:
         with_body = fine_tune(body, SMALL, source, job, context, lambda **_: None)
         assert all(torch.equal(value, before[name]) for name, value in body.named_parameters())
         assert with_body == fine_tune(body, SMALL, source, job, context, lambda **_: None)
+
+    def test_the_auxiliary_objective_is_trained_on_where_it_is_asked_for(
+        self, context: Context, source: Corpus, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The loss that a job trains on: with λ the language model's is in it, without there are the labels' alone."""
+        losses: dict[float, float] = {}
+
+        def take(model: Any, batches: Any, loss: Any, *_: Any, **__: Any) -> None:
+            model.eval()
+            tokens, labels = batches(0)
+            total, _ = loss(model, (tokens, labels))
+            alone = torch.nn.functional.cross_entropy(model(trimmed(tokens)), labels, reduction="sum")
+            losses[job.auxiliary] = float((total - alone).detach()) / len(labels)
+
+        monkeypatch.setattr(trials, "train", take)
+        torch.manual_seed(5)
+        body = SMALL.build(SMALL.vocabulary, 0.0)
+        of_an_arm = [
+            next(job for job in jobs(SMALL) if job.metric == name) for name in ("choice_few", "alone_choice_few")
+        ]
+        for job in (*of_an_arm, Job("", CURVE, 0, 1.0)):
+            fine_tune(body, SMALL, source, job, context, lambda **_: None)
+        assert sorted(losses) == [0.0, 0.5, 1.0]
+        assert losses[0.0] == pytest.approx(0.0, abs=1e-5)
+        # A new model's loss is about that of a uniform guess.
+        assert losses[1.0] == pytest.approx(math.log(SMALL.vocabulary + 3), rel=0.05)
+        assert losses[0.5] == pytest.approx(losses[1.0] / 2, rel=1e-4)
 
     def test_layers_that_are_not_transferred_do_not_matter(
         self, context: Context, source: Corpus, monkeypatch: pytest.MonkeyPatch

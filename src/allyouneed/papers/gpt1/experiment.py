@@ -64,31 +64,11 @@ CLAIMS = (
         "91.3 against 84.0 % (SST-2)",
     ),
     pretraining_helps(
-        "entailment",
-        "entailment",
-        "in entailment: VitaminC, mean over 100, 1,000 and 4,000 examples",
-        "81.8 against 75.7 % (MNLI)",
-    ),
-    pretraining_helps(
-        "similarity",
-        "similarity",
-        "in similarity: related facts, mean over 100, 1,000 and 4,000 examples",
-        "82.0 against 30.9, correlation × 100 (STS-B)",
-    ),
-    pretraining_helps(
         "choice",
         "choice",
         "in multiple choice: QASC, mean over 100, 1,000 and 4,000 examples",
         "about 60 against 40 % (RACE; read off the figure)",
         "Figure 2 (left), all layers transferred against none",
-    ),
-    Claim(
-        id="embeddings_carry_something",
-        statement="In multiple choice, transferring embeddings alone beats transferring nothing.",
-        source="Section 5, Figure 2 (left)",
-        paper_value="about 42 against 40 % on RACE, 75 against 72 on MultiNLI (read off the figure)",
-        test=Better("layers_0", arm="transformer", than="none", direction="higher"),
-        scale_gap=SCALE,
     ),
     Claim(
         id="each_layer_adds",
@@ -97,32 +77,6 @@ CLAIMS = (
         paper_value="about 42 to 60 % from embeddings to 12 layers on RACE, 75 to 82 on MultiNLI (read off the figure)",
         test=Better("layer_slope", arm="transformer", than=0.0, direction="higher"),
         scale_gap=f"{SCALE} There are three layers, and the slope is over 0 to 3 of them with 4,000 examples.",
-    ),
-    Claim(
-        id="transformer_beats_lstm",
-        statement="The transformer beats LSTM cells of as many parameters after as many tokens, on the average.",
-        source="Table 5, w/ aux LM (full) against LSTM w/ aux LM; equal parameters: not in the paper",
-        paper_value="74.7 against 69.1 (average of eight tasks; the LSTM is one layer of 2,048 units)",
-        test=Better("average_most", arm="transformer", than="lstm", direction="higher"),
-        scale_gap=(
-            f"{SCALE} In so little text LSTM cells learn faster, and rows of 64 tokens have no long range to hold."
-        ),
-    ),
-    Claim(
-        id="auxiliary_helps_with_most",
-        statement="With the most examples, language modelling as an auxiliary objective helps fine-tuning.",
-        source="Section 5, Table 5, w/ against w/o aux LM on QQP, MNLI, QNLI",
-        paper_value="70.3 against 69.8 F1 (QQP), 81.8 against 81.1 % (MNLI), 88.1 against 86.9 % (QNLI)",
-        test=Better("auxiliary_gain_most", arm="transformer", than=0.0, direction="higher"),
-        scale_gap=f"{SCALE} On two tasks, sentiment and choice; most are 4,000 examples, not 100,000 and more.",
-    ),
-    Claim(
-        id="auxiliary_helps_larger_sets",
-        statement="What the auxiliary objective adds grows with the number of labelled examples.",
-        source="Section 5: larger data sets benefit, smaller ones do not",
-        paper_value="QQP +0.5, MNLI +0.7, QNLI +1.2; RTE +1.6, SST-2 −0.7, STS-B −1.2, CoLA −2.5, MRPC −2.6",
-        test=Better("auxiliary_slope", arm="transformer", than=0.0, direction="higher"),
-        scale_gap=f"{SCALE} Over 100 to 4,000 examples of the same two tasks, per factor of ten.",
     ),
 )
 
