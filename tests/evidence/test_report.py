@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allyouneed.evidence.claims import Better, Claim, ClaimTest, Equivalent, Exact, Trend, TrialResult
-from allyouneed.evidence.report import Entry, inline_figure, report, strip
+from allyouneed.evidence.inline_figure import inline_figure
+from allyouneed.evidence.report import Entry, report
+from allyouneed.evidence.strips import strip
 from allyouneed.evidence.wording import number
 
 HOSTILE = "<script>alert('1')</script>\"><img src=https://h/x onerror=alert(2)> & </title></svg>"

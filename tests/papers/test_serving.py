@@ -44,7 +44,8 @@ from allyouneed.papers.serving import (
     StoppedError,
     TimeLimitError,
 )
-from allyouneed.papers.serving.paged import PagedCache, Segment, bytes_per_token, paged_logits
+from allyouneed.papers.serving.costs import bytes_per_token
+from allyouneed.papers.serving.paged import PagedCache, Segment, paged_logits
 from allyouneed.text import Sampling, generate
 
 GREEDY = Sampling.greedy()

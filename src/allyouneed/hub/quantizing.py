@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from allyouneed.nn import Int4Linear, Int8Linear, join_projections, tie_quantized
 from allyouneed.nn.decoder import Decoder
-from allyouneed.nn.quantized import Int4Linear, Int8Linear, join_projections, tie_quantized
 from allyouneed.nn.stepping import step_quickly
 
 from .errors import UnsupportedError

@@ -22,7 +22,7 @@ from .activations import ACTIVATIONS
 from .attending import AttendingCache
 from .attention import Attention, AttentionPattern, attention_pattern, fused_attention
 from .blocks import Block, PostNorm, PreNorm
-from .cache import KeyValueCache, LayerCache, WindowCache
+from .cache import KeyValueCache
 from .compiled import Compilation, compile_decoder
 from .decoder import Decoder
 from .encoder import Encoder
@@ -30,11 +30,13 @@ from .encoder_decoder import CrossBlock, CrossCache, EncoderDecoder
 from .feed_forward import FeedForward, GatedFeedForward
 from .inference import arrange_for_inference
 from .initialise import initialise_xavier
+from .layer_cache import LayerCache, WindowCache
 from .losses import linear_cross_entropy
 from .mixture import Experts, GatedExperts, Mixture, Routes, mix, segment_linear, sort_routes
 from .normalisation import RMSNorm
 from .positions import LearnedPositions, PositionScheme, RotaryPositions, Rotation, SinusoidalPositions
-from .quantized import Int4Linear, Int8Linear, QuantizedEmbedding, join_projections, quantize_int8, tie_quantized
+from .quantized import Int4Linear, Int8Linear
+from .quantizing import QuantizedEmbedding, join_projections, quantize_int8, tie_quantized
 from .recurrent import AdditiveAttention, RecurrentEncoderDecoder
 from .rotary_scaling import (
     DynamicScaling,

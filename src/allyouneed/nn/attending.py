@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from .cache import LayerCache
+from .layer_cache import LayerCache
 
 
 class AttendingCache(LayerCache):

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .attending import AttendingCache
-from .cache import LayerCache
+from .layer_cache import LayerCache
 from .positions import PositionScheme, Rotation
 
 

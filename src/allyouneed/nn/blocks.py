@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .attention import AttentionPattern
-from .cache import LayerCache
+from .layer_cache import LayerCache
 from .mixture import is_mixture
 
 

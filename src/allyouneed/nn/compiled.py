@@ -15,11 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .attention import AttentionPattern
-from .cache import KeyValueCache, LayerCache
+from .cache import KeyValueCache
 from .compiler import CompilerError, compiled
 from .decoder import Decoder
 from .inference import arrange_for_inference
 from .instructions import Step, buffers, run
+from .layer_cache import LayerCache
 from .positions import Rotation
 from .program import Program, UnknownPartError, Writer
 from .quantized import QuantizedLinear

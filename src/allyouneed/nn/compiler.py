@@ -16,6 +16,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 SOURCE = Path(__file__).with_name("decode.cpp")
+_HEADERS = ("few_bits.h", "linear.h", "step.h")
 
 # What may change a rounding is off but for fused multiplication and addition, which rounds once where two would twice.
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
@@ -83,7 +84,8 @@ def _folder() -> Path:
 def _digest(compiler: str) -> str:
     """Name all that the library depends on: what compiles, how, what, and for which processor."""
     told = _run([compiler, "--version"]) + "\n".join((*_FLAGS, sys.platform, platform.machine(), _processor()))
-    return hashlib.sha256(told.encode() + SOURCE.read_bytes()).hexdigest()[:32]
+    source = b"".join(path.read_bytes() for path in (SOURCE, *map(SOURCE.with_name, _HEADERS)))
+    return hashlib.sha256(told.encode() + source).hexdigest()[:32]
 
 
 def _processor() -> str:

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from .attention import AttentionPattern
 from .blocks import Block
-from .cache import KeyValueCache, LayerCache
+from .cache import KeyValueCache
 from .decoder import Decoder
+from .layer_cache import LayerCache
 
 
 class CrossLayerCache(LayerCache):

@@ -1,4 +1,4 @@
-"""What the compiled code is told: instructions, their buffers, and weights in tiles; see `decode.cpp`."""
+"""What the compiled code is told: instructions, buffers, weights in tiles; see `decode.cpp` and `few_bits.h`."""
 
 import ctypes
 from collections.abc import Callable, Sequence

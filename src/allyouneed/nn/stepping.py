@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from .attending import AttendingCache
 from .attention import Attention, AttentionPattern, fused_attention
 from .blocks import Block, PreNorm
-from .cache import LayerCache
 from .feed_forward import GatedFeedForward
+from .layer_cache import LayerCache
 from .normalisation import RMSNorm
 from .positions import Rotation
 from .quantized import QuantizedLinear

@@ -1,17 +1,23 @@
 """Initial weights: appendix E, and where it cannot be followed, what the released models began with."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from .rwkv import Rwkv
+
+@runtime_checkable
+class _Model(Protocol):
+    """What `Rwkv` is here: its parts."""
+
+    embedding: nn.Embedding
+    blocks: nn.ModuleList
+    head: nn.Linear | None
 
 
 @torch.no_grad()
-def initialise(model: "Rwkv") -> None:
+def initialise(model: _Model) -> None:
     """Set all weights of a model.
 
     As in appendix E: embeddings of ±1e-4 before a norm (section 3.4); how much of the current token each channel is
@@ -23,18 +29,17 @@ def initialise(model: "Rwkv") -> None:
     time-mixing and the receptance of channel-mixing; so every block begins as the identity. What is left (values of
     time-mixing, keys of channel-mixing, the output projection) is orthogonal, larger where it has more outputs.
     """
-    config = model.config
     nn.init.uniform_(model.embedding.weight, -1e-4, 1e-4)
     if model.head is not None:
         _orthogonal(model.head, 0.5)
-    width = config.width
+    width, layers = model.embedding.embedding_dim, len(model.blocks)
     places = torch.arange(width) / width
     blocks: Any = model.blocks
     for layer, block in enumerate(blocks):
         time, channel = block.time_mixing, block.channel_mixing
         # From 0 in the first layer to 1 in the last.
-        height = layer / (config.layers - 1) if config.layers > 1 else 0.0
-        current = places ** (1 - layer / config.layers)
+        height = layer / (layers - 1) if layers > 1 else 0.0
+        current = places ** (1 - layer / layers)
         time.mix_key.copy_(current)
         time.mix_value.copy_(current + 0.3 * height)
         time.mix_receptance.copy_(0.5 * current)

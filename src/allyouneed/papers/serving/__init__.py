@@ -3,6 +3,7 @@
 from .batch import EngineBatch
 from .blocks import BlockPool, BlockTable, OutOfBlocksError
 from .engine import Engine
+from .limits import Limits
 from .requests import (
     Gathered,
     Listener,
@@ -14,7 +15,7 @@ from .requests import (
     StoppedError,
     TimeLimitError,
 )
-from .scheduler import Limits, Scheduler, StaticScheduler
+from .scheduler import Scheduler, StaticScheduler
 from .speculation import Draft, DraftToken, ModelDraft, NGramDraft, accept
 
 __all__ = [

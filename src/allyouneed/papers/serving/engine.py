@@ -15,7 +15,9 @@ from allyouneed.nn import Decoder, arrange_for_inference
 from allyouneed.text import Sampling, mask_undecodable
 
 from .blocks import BlockPool
-from .paged import PagedCache, Segment, attention_context, most_tokens, paged_logits
+from .costs import attention_context, most_tokens
+from .limits import Limits
+from .paged import PagedCache, Segment, paged_logits
 from .requests import (
     FinishReason,
     Gathered,
@@ -26,7 +28,7 @@ from .requests import (
     TimeLimitError,
 )
 from .sampler import SequenceSampler, log_probabilities
-from .scheduler import Limits, Scheduler
+from .scheduler import Scheduler
 from .sequences import ScheduledSequence, SequenceState
 from .speculation import Draft
 

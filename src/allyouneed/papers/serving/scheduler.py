@@ -1,4 +1,4 @@
-"""Who is computed in the next step: scheduling by iteration (Orca), chunked prompts (SARATHI), preemption (vLLM).
+"""Who is computed in the next step: continuous batching (Orca), chunked prefill (SARATHI), preemption (vLLM).
 
 Again without tensors: a scheduler decides, allocates blocks, and counts.
 """
@@ -8,10 +8,10 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from .blocks import BlockPool, BlockTable
 from .budgets import Budget, cost
+from .limits import Limits
 from .requests import QueueFullError, RefusedError, Request
 from .sequences import ScheduledSequence, SequenceState
 
@@ -31,42 +31,6 @@ _PATIENCE = 256
 
 ProposeDraft = Callable[[SequenceState, int], Sequence[int]]
 """Gives tokens that may follow a sequence, no more than a number."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much is done at a time.
-
-    Attributes:
-        max_num_sequences: how many are generated at once.
-        max_batched_tokens: of a step; what sequences that are decoded leave of it is for prompts.
-        max_queue: how many requests may wait before further ones are refused.
-        max_draft_tokens: the most draft tokens of a sequence in a step.
-
-    Raises:
-        ValueError: numbers out of range, or steps with no room for prompts.
-    """
-
-    max_num_sequences: int = 16
-    max_batched_tokens: int = 64
-    max_queue: int = 256
-    max_draft_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("max_num_sequences", 1),
-            ("max_batched_tokens", 1),
-            ("max_queue", 1),
-            ("max_draft_tokens", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} {getattr(self, name)} is out of range: it must be at least {least}")
-        decoded = self.max_num_sequences * (1 + self.max_draft_tokens)
-        if self.max_batched_tokens <= decoded:
-            raise ValueError(
-                f"max_batched_tokens {self.max_batched_tokens} leaves no room for a prompt beside max_num_sequences "
-                f"{self.max_num_sequences} with max_draft_tokens {self.max_draft_tokens}: it must be above {decoded}"
-            )
 
 
 class Scheduler:
@@ -322,7 +286,7 @@ class Scheduler:
 
 
 class StaticScheduler(Scheduler):
-    """Scheduling by request, as servers did before: a batch is kept together until its longest sequence is done.
+    """Static batching, as servers did before: a batch is kept together until its longest sequence is done.
 
     Whoever waits when a batch is done makes up the next. Sequences that have ended are not computed further, and tokens
     are told as they come; both are kinder than servers of that kind were.

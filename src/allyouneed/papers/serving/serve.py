@@ -11,9 +11,9 @@ import torch
 from allyouneed.nn import Decoder
 from allyouneed.text import ChatTemplate, Tokenizer
 
+from .costs import bytes_per_token, most_tokens
 from .engine import Engine
-from .paged import bytes_per_token, most_tokens
-from .scheduler import Limits
+from .limits import Limits
 from .speculation import NGramDraft
 
 _BLOCK = 16
