@@ -10,6 +10,7 @@ demo: .venv/installed
 	$(BIN)/allyouneed run alibi
 
 test: .venv/triton
+	$(BIN)/python tests/fetch_assets.py
 	$(BIN)/python -m pytest -n 2
 
 lint: .venv/installed

@@ -141,6 +141,15 @@ def test_eight_bits_keep_weights_to_half_a_step():
     assert not linear.weight[3].any()
 
 
+def test_every_group_uses_the_range_of_eight_bits():
+    # Groups of very different sizes, and one of zeros.
+    weight = torch.randn(40, 96, generator=drawn(4)) * torch.tensor([1e-3, 1.0, 50.0]).repeat_interleave(32)
+    weight[2, :32] = 0
+    largest = Int8Linear.from_weight(weight).quants.unflatten(1, (-1, 32)).abs().amax(-1)
+    # The scale's own rounding takes one of 127 at the most.
+    assert torch.equal(largest >= 126, weight.unflatten(1, (-1, 32)).abs().amax(-1) > 0)
+
+
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [

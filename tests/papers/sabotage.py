@@ -62,6 +62,40 @@ def exchanged(first: str, second: str) -> Sabotage:
     return sabotage
 
 
+def as_if(arm: str, other: str) -> Sabotage:
+    """Give an arm what another gave, as if both did the same."""
+
+    def sabotage(trials: list[TrialResult]) -> list[TrialResult]:
+        assert {arm, other} <= {trial.arm for trial in trials}
+        kept = [trial for trial in trials if trial.arm != arm]
+        return [*kept, *(dataclasses.replace(trial, arm=arm) for trial in kept if trial.arm == other)]
+
+    return sabotage
+
+
+def in_turn(*sabotages: Sabotage) -> Sabotage:
+    """Do one after the other."""
+
+    def sabotage(trials: list[TrialResult]) -> list[TrialResult]:
+        for one in sabotages:
+            trials = one(trials)
+        return trials
+
+    return sabotage
+
+
+def multiplied(arm: str, name: str, factor: float) -> Sabotage:
+    """Multiply one of an arm's metrics or costs."""
+
+    def sabotage(trials: list[TrialResult]) -> list[TrialResult]:
+        return [
+            _with(trial, {name: factor * {**trial.metrics, **trial.costs}[name]}) if trial.arm == arm else trial
+            for trial in trials
+        ]
+
+    return sabotage
+
+
 def given(arm: str, **values: float | str) -> Sabotage:
     """Give an arm's metrics or costs other values: a number, or another metric or cost of the same trial, by name."""
 

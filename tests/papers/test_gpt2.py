@@ -254,6 +254,14 @@ class TestEncoding:
             assert trained.encode_to_tensor(some).tolist() == ids
             assert trained.decode(ids) == some == theirs.decode(ids, skip_special_tokens=False)
 
+    def test_prose_is_merged_in_the_order_in_which_merges_were_learned(self, text: str, tmp_path: Path):
+        """Of other novels, where many pairs of a word could be merged first."""
+        trained = ByteLevelBPE.train([text], 1500)
+        trained.save(tmp_path)
+        prose = "".join(novel[5_000:25_000] for novel in novels("test"))
+        ids = trained.encode(prose)
+        assert len(set(ids)) > 900 and ids == by_tokenizers(tmp_path).encode(prose, add_special_tokens=False).ids
+
     @pytest.mark.parametrize("unit", ["a", "ab", "the", "é", " \n"])
     def test_a_very_long_word_takes_no_longer_than_its_length(self, unit: str, trained: ByteLevelBPE, tmp_path: Path):
         trained.save(tmp_path)

@@ -173,6 +173,14 @@ class TestEncoding:
         found = [tokenizer.pieces[token] for token in tokenizer.encode("UNaffable!")]
         assert found == ["un", "##aff", "##able", "!"]
 
+    def test_the_longest_piece_of_all_is_found_at_the_beginning_and_within(self) -> None:
+        parts = [*"abcdefghij", *(f"##{letter}" for letter in "abcdefghij"), "abcd", "##efghij"]
+        for longest in ("abcdefghij", "##bcdefghij", "##cdefghij"):
+            tokenizer = WordPieceTokenizer([*SPECIAL_TOKENS, *parts[:20], longest])
+            assert tokenizer.pieces[tokenizer.encode("abcdefghij")[-1]] == longest
+        tokenizer = WordPieceTokenizer([*SPECIAL_TOKENS, *parts])
+        assert [tokenizer.pieces[token] for token in tokenizer.encode("abcdefghij")] == ["abcd", "##efghij"]
+
     def test_a_word_that_cannot_be_spelled_is_unknown_as_a_whole(self) -> None:
         tokenizer = WordPieceTokenizer(SMALL)
         assert tokenizer.encode("unaffablez b") == [tokenizer.unknown, tokenizer.ids["b"]]

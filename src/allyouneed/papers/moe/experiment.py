@@ -45,6 +45,7 @@ CLAIMS = (
             f"{TINY} Each of many experts sees so little text that much of its capacity is not yet of use. The paper "
             "goes on to 4,096."
         ),
+        sabotage="every mixture has 4 experts",
     ),
     Claim(
         id="mixture_beats_dense",
@@ -56,6 +57,7 @@ CLAIMS = (
         paper_value="39.7 against 46.1 (other dense models of its cost: 44.7 to 46.0)",
         test=Better("perplexity", arm="moe_32", than="dense", margin=0.02, relative=True),
         scale_gap=f"{TINY} Operations are equal, time is not: see step_seconds among the trials' costs.",
+        sabotage="mixture and dense layer are exchanged",
     ),
     Claim(
         id="losses_even_out_importance",
@@ -64,6 +66,7 @@ CLAIMS = (
         paper_value="3.04 without, 0.06 with both at 0.1 (256 experts)",
         test=Better("importance_variation", arm="moe_32", than="moe_32_unbalanced", margin=0.5),
         scale_gap=f"{TINY} Of 32 experts a coefficient of variation is at most 5.6, of the paper's 256 at most 16.",
+        sabotage="training leaves the balancing losses out",
     ),
     Claim(
         id="losses_even_out_load",
@@ -72,6 +75,7 @@ CLAIMS = (
         paper_value="17.80 times the mean (256 experts)",
         test=Better("largest_load", arm="moe_32_unbalanced", than=2.0, direction="higher"),
         scale_gap=f"{TINY} Of 32 experts with 4 chosen the busiest carries at most 8 times the mean.",
+        sabotage="the unbalanced arm has the losses",
     ),
     Claim(
         id="balanced_load_is_even",
@@ -80,6 +84,7 @@ CLAIMS = (
         paper_value="1.14 times the mean (256 experts)",
         test=Better("largest_load", arm="moe_32", than=1.5),
         scale_gap=TINY,
+        sabotage="training leaves the balancing losses out",
     ),
     Claim(
         id="balance_lowers_perplexity",
@@ -91,6 +96,7 @@ CLAIMS = (
             f"{TINY} In so short a training the few experts that a collapsed gate uses may learn faster, since each "
             "sees more of the text."
         ),
+        sabotage="the losses are in the other arm",
     ),
     Claim(
         id="more_experts_hardly_slower",
@@ -102,6 +108,7 @@ CLAIMS = (
             "One process has all experts here, which are so small that calls and the optimiser, which has eight times "
             "the weights to change, are much of the step."
         ),
+        sabotage="every expert computes every token",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Loads: requests that arrive at random, in a time that counts only what is computed; and blocks without a model."""
+"""Loads: requests that arrive at random, in a time that counts only what is computed, or in steps without a model."""
 
 import math
 import random
@@ -12,6 +12,7 @@ from .blocks import BlockPool
 from .engine import Engine
 from .requests import FinishReason, Gathered, LogProbabilities, Request
 from .scheduler import Limits, Scheduler
+from .sequences import SequenceState
 
 _GREEDY = Sampling.greedy()
 
@@ -133,20 +134,23 @@ def service_times(told: Sequence[Told]) -> dict[str, float]:
     """Say how fast a load was served, in seconds.
 
     `first` is the time to the first token, `further` that of each later one on average, `whole` a request's time
-    divided by its tokens, waiting included (Orca's normalised latency), and `pause` what lies between two tokens.
+    divided by its tokens, waiting included (Orca's normalised latency), `pause` what lies between two tokens, and
+    `longest_pause` the longest of a request's pauses.
     """
     measures = {
         "first": [own.times[0] - own.arrival.at for own in told],
         "further": [(own.times[-1] - own.times[0]) / (len(own.times) - 1) for own in told if len(own.times) > 1],
         "whole": [(own.times[-1] - own.arrival.at) / len(own.times) for own in told],
-        "pause": [later - earlier for own in told for earlier, later in zip(own.times, own.times[1:], strict=False)],
     }
+    waits = [[later - earlier for earlier, later in zip(own.times, own.times[1:], strict=False)] for own in told]
+    measures["pause"] = [pause for own in waits for pause in own]
+    measures["longest_pause"] = [max(own) for own in waits if own]
     begins, ends = min(own.arrival.at for own in told), max(own.times[-1] for own in told)
     result = {"tokens_a_second": sum(len(own.times) for own in told) / (ends - begins)}
     for name, values in measures.items():
         ordered = sorted(values)
         result[f"{name}_mean"] = sum(ordered) / len(ordered)
-        for share in (50, 99):
+        for share in (50, 90, 99):
             result[f"{name}_p{share}"] = ordered[math.ceil(share / 100 * len(ordered)) - 1]
     return result
 
@@ -182,21 +186,57 @@ def fill_memory(
     steps = held = used = running = 0
     while len(scheduler):
         crowded = bool(scheduler.waiting)
-        for work in scheduler.step():
-            sequence = work.sequence
-            sequence.table.advance(sequence.tokens, len(work.tokens))
-            if work.wanted:
-                sequence.tokens.append(0)
+        _step_without_model(scheduler)
         if crowded and scheduler.waiting:
             steps += 1
             held += (pool.blocks - pool.available) * block
             used += sum(sequence.table.length for sequence in scheduler.running)
             running += len(scheduler.running)
-        for sequence in [own for own in scheduler.running if own.remaining == 0]:
-            scheduler.remove(sequence)
+        _let_go(scheduler)
     return {
         "waste": 1 - used / held,
-        "texts_at_once": running / steps,
-        "passes": steps,
+        "sequences_at_once": running / steps,
+        "steps": steps,
         "preempted": scheduler.preemptions,
     }
+
+
+def first_token_steps(scheduler: Scheduler, arrivals: Sequence[Arrival]) -> list[float]:
+    """Serve a load without a model, and count how many steps each request waits for its first token.
+
+    Args:
+        scheduler: a new one; it must have room for all that wait.
+        arrivals: in the order of their times, which are in steps.
+    """
+    waits: list[float] = []
+    came: dict[int, float] = {}
+    left, now = list(arrivals)[::-1], 0.0
+    while left or len(scheduler):
+        if not len(scheduler):
+            now = max(now, left[-1].at)
+        while left and left[-1].at <= now:
+            arrival = left.pop()
+            scheduler.add(Request(arrival.prompt, arrival.new_tokens, Gathered()))
+            came[id(scheduler.waiting[-1])] = arrival.at
+        begun = _step_without_model(scheduler)
+        now += 1
+        waits += [now - came.pop(id(sequence)) for sequence in begun if id(sequence) in came]
+        _let_go(scheduler)
+    return waits
+
+
+def _step_without_model(scheduler: Scheduler) -> list[SequenceState]:
+    """Take a step in which every token is 0, and give the sequences that got one."""
+    given = []
+    for work in scheduler.step():
+        sequence = work.sequence
+        sequence.table.advance(sequence.tokens, len(work.tokens))
+        if work.wanted:
+            sequence.tokens.append(0)
+            given.append(sequence)
+    return given
+
+
+def _let_go(scheduler: Scheduler) -> None:
+    for sequence in [own for own in scheduler.running if own.remaining == 0]:
+        scheduler.remove(sequence)

@@ -1,4 +1,4 @@
-"""The trials of speculation: a small model drafts for a larger one, and what was generated before for SmolLM2."""
+"""The trial of speculation: small models draft for a larger one, and what they draft is counted and tested."""
 
 import random
 from collections import Counter
@@ -11,24 +11,20 @@ from torch import Tensor
 from allyouneed.data import Split, austen
 from allyouneed.data.batches import RandomWindows
 from allyouneed.evidence import Context
-from allyouneed.hub import open_model
-from allyouneed.nn import Decoder
 from allyouneed.papers.llama1 import Llama, LlamaConfig
-from allyouneed.text import ByteTokenizer, ChatTemplate, Sampling, probabilities
+from allyouneed.text import ByteTokenizer, Sampling, probabilities
 from allyouneed.training import Cosine, TrainingConfig, next_token_loss, train
 
 from .configs import ServingConfig
 from .engine import Engine
-from .loads import clock_of
 from .requests import Gathered, Request
 from .scheduler import Limits
-from .speculation import Draft, ModelDraft, NGramDraft
+from .speculation import ModelDraft
 
 GREEDY = Sampling.greedy()
 # Three tokens may be drawn at each of three places: a vocabulary small enough for all texts to be counted.
 FEW = Sampling(top_k=3)
 DRAWN = 3
-CHAT_MODEL = "smollm2-135m-instruct"
 
 Text = tuple[int, ...]
 
@@ -53,89 +49,67 @@ def trained(model: Llama, config: ServingConfig, context: Context) -> Llama:
     return model.eval()
 
 
-def drafted(config: ServingConfig, context: Context, split: Split) -> dict[str, float]:
-    """Train a model and a smaller one, and let the smaller one draft."""
+def speculate(config: ServingConfig, context: Context, split: Split) -> dict[str, float]:
+    """Train a model and smaller ones, and let each of these draft for it, so many tokens at a time."""
     target = trained(reader(config.width, config.layers, config.length), config, context)
-    small = trained(reader(config.draft_width, config.draft_layers, config.length), config, context)
-    draft, draw, tokens = ModelDraft(small), random.Random(context.seed), read(split)
+    draw, tokens = random.Random(context.seed), read(split)
     starts = [draw.randrange(len(tokens) - config.prompt) for _ in range(config.requests)]
     prompts = [tokens[start : start + config.prompt].tolist() for start in starts]
-    metrics = compare(target, draft, prompts, config)
-    agreed = agreement(target, small, prompts, config.new_tokens)
-    # What Leviathan et al. expect where draft tokens are accepted independently of one another (their equation 1).
-    expected = sum(agreed**power for power in range(config.proposals + 1))
-    for name, texts in (("alone", 1), ("busy", config.texts)):
-        context.costs[f"gain_{name}"] = gain(target, draft, prompts[0], config, texts)
-    context.costs["gain_kept"] = context.costs["gain_busy"] / context.costs["gain_alone"]
-    return metrics | {
-        "agreement": agreed,
-        "tokens_a_pass_over_expected": metrics["tokens_a_pass"] / expected,
-        **significance(target, small, prompts[0], config, context.seed),
-        "parameters": sum(weight.numel() for weight in target.parameters()),
-        "draft_parameters": sum(weight.numel() for weight in small.parameters()),
-    }
+    metrics: dict[str, float] = {"changed": 0.0}
+    ratios = []
+    for width in config.draft_widths:
+        small = trained(reader(width, 1, config.length), config, context)
+        for most in config.draft_tokens:
+            given, alpha = speculated(target, small, prompts, config, most, context.seed)
+            # Leviathan et al. 2023, equation 1: what independent acceptances would give.
+            independent = sum(alpha**power for power in range(most + 1))
+            metrics[f"acceptance_of_{width}_at_{most}"] = alpha
+            metrics[f"tokens_a_step_of_{width}_at_{most}"] = given
+            metrics[f"independent_of_{width}_at_{most}"] = independent
+            ratios.append(given / independent)
+        metrics["changed"] += changed_by(target, small, prompts, config)
+        if width == config.draft_widths[len(config.draft_widths) // 2]:
+            metrics |= significance(target, small, prompts[0], config, context.seed)
+    metrics["tokens_a_step_over_independent"] = sum(ratios) / len(ratios)
+    return metrics | {"parameters": sum(weight.numel() for weight in target.parameters())}
 
 
-def looked_up(config: ServingConfig, context: Context, split: Split) -> dict[str, float]:
-    """Ask SmolLM2 to say passages again, and propose what followed the same tokens before."""
-    stored = open_model(CHAT_MODEL)
-    model = Llama.from_stored(stored, device=context.fabric.device)
-    tokenizer = Llama.read_tokenizer(stored)
-    assert stored.chat_template is not None
-    template = ChatTemplate(stored.chat_template, tokenizer)
-    draw, text = random.Random(context.seed), austen(split)
-    prompts = []
-    for _ in range(config.requests):
-        start = text.index(". ", draw.randrange(len(text) // 2)) + 2
-        passage = " ".join(text[start : start + config.prompt].split())
-        prompts.append(template.encode([{"role": "user", "content": f"Repeat this text word for word: {passage}"}]))
-    return compare(model, NGramDraft(), prompts, config)
+def engine_for(target: Llama, sequences: int, draft: Llama | None = None, draft_tokens: int = 0) -> Engine:
+    """Make an engine with every sequence in every step."""
+    limits = Limits(sequences, max(64, 2 * sequences * (1 + draft_tokens)), max_draft_tokens=draft_tokens)
+    return Engine(target, limits=limits, draft=None if draft is None else ModelDraft(draft), sharing=False)
 
 
-def compare(model: Decoder, draft: Draft, prompts: Sequence[Sequence[int]], config: ServingConfig) -> dict[str, float]:
-    """Generate greedy texts with and without draft tokens, and count the steps that each takes."""
-    tokens = max(64, 2 * len(prompts) * (1 + config.proposals))
-    plain = Engine(model, limits=Limits(len(prompts), tokens), sharing=False)
-    expected = plain.generate(prompts, new_tokens=config.new_tokens, sampling=GREEDY)
-    engine = Engine(
-        model, limits=Limits(len(prompts), tokens, max_draft_tokens=config.proposals), draft=draft, sharing=False
-    )
-    texts = engine.generate(prompts, new_tokens=config.new_tokens, sampling=GREEDY)
-    told = engine.statistics
-    # A prompt's own pass gives the first token, with nothing proposed.
-    further = told.generated_tokens - len(prompts)
-    return {
-        "changed": sum(text != other for text, other in zip(texts, expected, strict=True)),
-        "passes_a_token": (further - told.accepted_tokens) / further,
-        "tokens_a_pass": further / (further - told.accepted_tokens),
-        "proposed": told.draft_tokens,
-        "accepted": told.accepted_tokens,
-    }
+def speculated(
+    target: Llama, draft: Llama, prompts: Sequence[Sequence[int]], config: ServingConfig, draft_tokens: int, seed: int
+) -> tuple[float, float]:
+    """Sample texts with draft tokens.
 
-
-@torch.inference_mode()
-def agreement(target: Llama, draft: Llama, prompts: Sequence[Sequence[int]], new_tokens: int) -> float:
-    """Say how often both models would write the same next token, along the greedy texts of the larger one."""
-    engine = Engine(target, limits=Limits(len(prompts), max(64, 2 * len(prompts))), sharing=False)
-    texts = engine.generate(prompts, new_tokens=new_tokens, sampling=GREEDY)
+    Returns:
+        The tokens that a step of a sequence gives, and α, how likely a draft token is to be accepted: the sum over the
+        vocabulary of the lesser of both models' probabilities, on average along the texts (Leviathan et al. 2023,
+        corollary 3.6).
+    """
+    engine = engine_for(target, len(prompts), draft, draft_tokens)
+    texts = engine.generate(prompts, new_tokens=config.new_tokens, sampling=Sampling(), seed=seed)
+    # A prompt's own step gives the first token, and nothing is drafted for it.
+    further = engine.statistics.generated_tokens - len(prompts)
     rows = [[*prompt, *text][:-1] for prompt, text in zip(prompts, texts, strict=True)]
-    first = len(prompts[0]) - 1
     fed = torch.tensor(rows, device=device_of(target))
-    return float((target(fed).argmax(-1) == draft(fed).argmax(-1))[:, first:].float().mean())
+    with torch.inference_mode():
+        ours, theirs = (model(fed)[:, len(prompts[0]) :].softmax(-1) for model in (target, draft))
+    alpha = float(torch.minimum(ours, theirs).sum(-1).mean())
+    return further / (further - engine.statistics.accepted_tokens), alpha
 
 
-def gain(model: Decoder, draft: Draft, prompt: Sequence[int], config: ServingConfig, texts: int) -> float:
-    """Measure how many times as fast texts are generated with draft tokens, so many at once."""
-    seconds = []
-    for own, proposals in ((None, 0), (draft, config.proposals)):
-        limits = Limits(texts, max(64, 2 * texts * (1 + proposals)), max_draft_tokens=proposals)
-        engine = Engine(model, limits=limits, draft=own, sharing=False)
-        engine.generate([prompt] * texts, new_tokens=4, sampling=GREEDY)
-        clock = clock_of(engine)
-        began = clock()
-        engine.generate([prompt] * texts, new_tokens=config.new_tokens, sampling=GREEDY)
-        seconds.append(clock() - began)
-    return seconds[0] / seconds[1]
+def changed_by(target: Llama, draft: Llama, prompts: Sequence[Sequence[int]], config: ServingConfig) -> int:
+    """Count the greedy texts that are others with draft tokens than without."""
+    most = max(config.draft_tokens)
+    plain, drafted = (
+        engine.generate(prompts, new_tokens=config.new_tokens, sampling=GREEDY)
+        for engine in (engine_for(target, len(prompts)), engine_for(target, len(prompts), draft, most))
+    )
+    return sum(text != other for text, other in zip(plain, drafted, strict=True))
 
 
 def significance(
@@ -147,21 +121,21 @@ def significance(
         The probability of counts so far from the expected ones or further, with speculation and for texts that the
         draft writes without being checked.
     """
-    proposals = min(config.proposals, DRAWN)
-    limits = Limits(config.texts, 4 * config.texts * (1 + proposals), config.draws, proposals)
+    sequences, most = config.max_num_sequences, min(4, DRAWN)
+    limits = Limits(sequences, 4 * sequences * (1 + most), config.samples, most)
     engine = Engine(target, limits=limits, draft=ModelDraft(draft))
-    gathered = [Gathered() for _ in range(config.draws)]
+    gathered = [Gathered() for _ in range(config.samples)]
     for number, own in enumerate(gathered):
         # One token more, so that for the last of those that count something is proposed too.
-        engine.submit(Request(prompt, DRAWN + 1, own, FEW, seed=seed * config.draws + number))
+        engine.submit(Request(prompt, DRAWN + 1, own, FEW, seed=seed * config.samples + number))
     while engine.step():
         pass
     expected, of_draft = chances(target, prompt), chances(draft, prompt)
     # As if as many texts had come exactly as often as the draft would write them.
-    unchecked = {text: chance * config.draws for text, chance in of_draft.items()}
+    unchecked = {text: chance * config.samples for text, chance in of_draft.items()}
     return {
-        "significance": chi_square(Counter(tuple(own.tokens[0][:DRAWN]) for own in gathered), expected, config.draws),
-        "significance_unchecked": chi_square(unchecked, expected, config.draws),
+        "significance": chi_square(Counter(tuple(own.tokens[0][:DRAWN]) for own in gathered), expected, config.samples),
+        "significance_unchecked": chi_square(unchecked, expected, config.samples),
         "accepted_drawn": engine.statistics.accepted_tokens / engine.statistics.draft_tokens,
     }
 
@@ -199,6 +173,6 @@ def chances(model: Llama, prompt: Sequence[int]) -> dict[Text, float]:
     return found
 
 
-def device_of(model: Decoder) -> torch.device:
+def device_of(model: Llama) -> torch.device:
     """Say where a model's weights are."""
     return next(model.parameters()).device

@@ -1,23 +1,35 @@
-"""The trials: loads for schedulers, memory for blocks, common beginnings, drafts, and weights of few bits."""
+"""The trials: saturated schedulers, the loads that they bear, long prompts, memory in blocks, and drafts."""
 
+import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-
-import torch
 
 from allyouneed.data import Split
 from allyouneed.evidence import Context
-from allyouneed.nn import quantize_int8
 from allyouneed.papers.llama1 import Llama, LlamaConfig
 from allyouneed.text import Sampling
 
+from .blocks import BlockPool
 from .configs import ServingConfig
 from .engine import Engine
-from .loads import Arrival, fill_memory, full_step_seconds, heavy_tailed, play, service_times
+from .loads import (
+    Arrival,
+    Told,
+    fill_memory,
+    first_token_steps,
+    full_step_seconds,
+    heavy_tailed,
+    play,
+    service_times,
+)
 from .scheduler import Limits, Scheduler, StaticScheduler
-from .speculative_trials import drafted, looked_up
+from .speculative_trials import speculate
 
+SCHEDULERS: Mapping[str, type[Scheduler]] = {"continuous": Scheduler, "static": StaticScheduler}
+SHARES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+"""Loads at which the wait for the first token is drawn."""
+BISECTIONS = 12
 GREEDY = Sampling.greedy()
 # Of the memory's trials: the mean lengths of prompts and texts in ShareGPT's conversations, as Kwon et al. 2023 give
 # them in section 6.1, and the context of the model that they served.
@@ -49,7 +61,7 @@ def random_model(config: ServingConfig, context: Context) -> Llama:
 
 
 def arrivals(config: ServingConfig, draw: random.Random, rate: float) -> list[Arrival]:
-    """Draw a load: Poisson arrivals at a rate, requests a second, of prompts and texts of mixed lengths."""
+    """Draw a load: Poisson arrivals at a rate, requests a unit of time, of prompts and texts of mixed lengths."""
     at, found = 0.0, []
     for _ in range(config.requests):
         long = draw.random() < config.long_prompts
@@ -61,28 +73,85 @@ def arrivals(config: ServingConfig, draw: random.Random, rate: float) -> list[Ar
     return found
 
 
+def engine_for(config: ServingConfig, model: Llama) -> Engine:
+    """Make the engine of an arm, with memory for all sequences that run at once."""
+    limits = limits_of(config)
+    room = config.max_num_sequences * (config.prompt + max(config.longest, 64) + config.block)
+    scheduler = SCHEDULERS[config.scheduling]
+    return Engine(model, cache_tokens=room, block_size=config.block, limits=limits, sharing=False, scheduler=scheduler)
+
+
+def limits_of(config: ServingConfig) -> Limits:
+    """Give a scheduler's limits: nobody is turned away."""
+    queue = max(config.requests, config.max_num_sequences)
+    return Limits(config.max_num_sequences, config.max_batched_tokens, max_queue=queue)
+
+
+def saturate(config: ServingConfig, context: Context, split: Split) -> dict[str, float]:
+    """Serve requests that are all there from the beginning, and count the tokens of a step."""
+    model = random_model(config, context)
+    engine = engine_for(config, model)
+    told = play(engine, [replace(own, at=0.0) for own in arrivals(config, random.Random(context.seed), 1.0)])
+    context.costs.update(service_times(told))
+    context.log(step=1, steps=2)
+    statistics = engine.statistics
+    metrics = {"tokens_a_step": statistics.generated_tokens / statistics.steps, "steps": statistics.steps}
+    return metrics | checked_alone(model, told, config, context)
+
+
+def find_load(config: ServingConfig, context: Context, split: Split) -> dict[str, float]:
+    """Find the highest load at which the 99th percentile of the wait for the first token stays within a bound.
+
+    The bound is as many steps as the longest continuation takes, and time is counted in steps, without a model.
+    """
+    load = arrivals(config, random.Random(context.seed), 1.0)
+    mean = sum(arrival.new_tokens for arrival in load) / len(load)
+
+    def wait(share: float) -> float:
+        pool = BlockPool(
+            config.max_num_sequences * (config.prompt + config.longest + config.block) // config.block,
+            config.block,
+            sharing=False,
+        )
+        # Requests a step that ask for this share of what full steps generate.
+        rate = share * config.max_num_sequences / mean
+        waits = first_token_steps(
+            SCHEDULERS[config.scheduling](pool, limits_of(config)), [replace(own, at=own.at / rate) for own in load]
+        )
+        return sorted(waits)[math.ceil(0.99 * len(waits)) - 1]
+
+    shares = {share: wait(share) for share in SHARES}
+    context.log(step=1, steps=2)
+    least, most = 0.01, 1.0
+    for _ in range(BISECTIONS if shares[1.0] > config.longest else 0):
+        middle = math.sqrt(least * most)
+        least, most = (middle, most) if wait(middle) <= config.longest else (least, middle)
+    context.log(step=2, steps=2)
+    return {"highest_load": most} | {f"first_p99_at_{share:g}": steps for share, steps in shares.items()}
+
+
 def serve_arrivals(config: ServingConfig, context: Context, split: Split) -> dict[str, float]:
     """Serve a load, and say how fast; then see that the first texts are what they are alone."""
     model = random_model(config, context)
-    scheduler = StaticScheduler if config.scheduling == "static" else Scheduler
-    limits = Limits(config.texts, config.pass_tokens, max_queue=max(config.requests, config.texts))
-    room = config.texts * (config.prompt + max(config.longest, 64) + config.block)
-    engine = Engine(
-        model, cache_tokens=room, block_size=config.block, limits=limits, sharing=False, scheduler=scheduler
-    )
-    seconds = full_step_seconds(engine, config.prompt // 2, config.texts, config.vocabulary)
+    engine = engine_for(config, model)
+    seconds = full_step_seconds(engine, config.prompt // 2, config.max_num_sequences, config.vocabulary)
     load = arrivals(config, random.Random(context.seed), 1.0)
     mean = sum(arrival.new_tokens for arrival in load) / len(load)
     # Requests a second that ask for this share of what full steps generate.
-    rate = config.load * config.texts / seconds / mean
+    rate = config.load * config.max_num_sequences / seconds / mean
     told = play(engine, [replace(arrival, at=arrival.at / rate) for arrival in load])
     context.costs.update(service_times(told))
-    context.costs["full_pass_seconds"] = seconds
+    context.costs["full_step_seconds"] = seconds
     context.log(step=1, steps=2)
+    return checked_alone(model, told, config, context)
+
+
+def checked_alone(model: Llama, told: Sequence[Told], config: ServingConfig, context: Context) -> dict[str, float]:
+    """Count the first texts that are not what the model generates for their prompts alone."""
     by_itself = Engine(
         model,
         cache_tokens=CONTEXT,
-        limits=Limits(max_num_sequences=1, max_batched_tokens=config.pass_tokens),
+        limits=Limits(max_num_sequences=1, max_batched_tokens=config.max_batched_tokens),
         sharing=False,
     )
     changed = 0
@@ -90,7 +159,7 @@ def serve_arrivals(config: ServingConfig, context: Context, split: Split) -> dic
         (text,) = by_itself.generate([own.arrival.prompt], new_tokens=own.arrival.new_tokens, sampling=GREEDY)
         changed += text != own.tokens
     context.log(step=2, steps=2)
-    return {"changed": changed, "written": sum(len(own.tokens) for own in told)}
+    return {"changed": changed, "generated": sum(len(own.tokens) for own in told)}
 
 
 def hold_memory(config: ServingConfig, context: Context, split: Split) -> dict[str, float]:
@@ -108,60 +177,12 @@ def hold_memory(config: ServingConfig, context: Context, split: Split) -> dict[s
     return dict(counted)
 
 
-def share_prefixes(config: ServingConfig, context: Context, split: Split) -> dict[str, float]:
-    """Serve prompts that begin alike, as those of one application do, and count the tokens that are computed."""
-    model, draw = random_model(config, context), random.Random(context.seed)
-    common = [draw.randrange(config.vocabulary) for _ in range(config.common)]
-    own = [draw.randint(config.prompt // 4, config.prompt) for _ in range(config.requests)]
-    load = [
-        Arrival(0.0, [*common, *(draw.randrange(config.vocabulary) for _ in range(length))], config.new_tokens)
-        for length in own
-    ]
-    limits = Limits(config.texts, config.pass_tokens, max_queue=max(config.requests, config.texts))
-    engine = Engine(model, block_size=config.block, limits=limits, sharing=config.sharing)
-    told = play(engine, load)
-    context.costs.update(service_times(told))
-    context.log(step=1, steps=2)
-    by_itself = Engine(model, limits=Limits(max_num_sequences=1, max_batched_tokens=config.pass_tokens), sharing=False)
-    changed = 0
-    for one in told[: config.checked]:
-        (text,) = by_itself.generate([one.arrival.prompt], new_tokens=config.new_tokens, sampling=GREEDY)
-        changed += text != one.tokens
-    context.log(step=2, steps=2)
-    # Of a continuation, all but its last token are computed, each by itself.
-    in_texts = config.requests * (config.new_tokens - 1)
-    return {
-        "changed": changed,
-        "prompt_tokens": sum(len(arrival.prompt) for arrival in load),
-        "computed_prompt_tokens": engine.statistics.computed_tokens - in_texts,
-    }
-
-
-def quantise(config: ServingConfig, context: Context, split: Split) -> dict[str, float]:
-    """Time steps of a model in 32 bits, and of the same in 8, with one sequence and with many."""
-    seconds = {}
-    for bits in (32, 8):
-        torch.manual_seed(context.seed)
-        model = random_model(config, context)
-        if bits == 8:
-            quantize_int8(model)
-        for texts in (1, config.texts):
-            engine = Engine(model, limits=Limits(texts, max(config.texts + 1, 24)), sharing=False)
-            seconds[bits, texts] = full_step_seconds(engine, config.prompt, texts, config.vocabulary)
-            context.costs[f"pass_seconds_{bits}_bits_{texts}_texts"] = seconds[bits, texts]
-        context.log(step=1 + (bits == 8), steps=2)
-    alone, together = (seconds[32, texts] / seconds[8, texts] for texts in (1, config.texts))
-    context.costs.update(gain_alone=alone, gain_together=together, gain_lost=1 - together / alone)
-    return {"parameters": sum(weight.numel() for weight in random_model(config, context).parameters())}
-
-
 TASKS: Mapping[str, Callable[[ServingConfig, Context, Split], dict[str, float]]] = {
+    "saturated": saturate,
+    "loads": find_load,
     "arrivals": serve_arrivals,
     "memory": hold_memory,
-    "prefixes": share_prefixes,
-    "draft": drafted,
-    "lookup": looked_up,
-    "quantised": quantise,
+    "draft": speculate,
 }
 
 
