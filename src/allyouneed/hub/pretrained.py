@@ -11,6 +11,7 @@ from allyouneed.nn import arrange_for_inference
 from allyouneed.text import GenerationConfig, Tokenizer
 
 from .architecture import check_architecture
+from .building import bounded_by
 from .filling import check_copies, check_filled, fill, plan
 from .names import Name
 from .opening import open_model
@@ -120,7 +121,7 @@ class Pretrained(nn.Module):
             raise ValueError(f"dtype is {dtype!r}; weights must be of a floating-point type, such as torch.bfloat16")
         check_architecture(stored, cls, Pretrained)
         device = _checked_device(device)
-        with torch.device("meta"):
+        with bounded_by(stored):
             model = cls.for_stored(stored)
         names, copies = model.weight_names(), model.copies()
         weights = unwrapped(stored, [*(name.theirs for name in names), *copies], cls.prefix)

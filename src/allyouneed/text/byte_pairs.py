@@ -7,7 +7,7 @@ from itertools import groupby
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from .library import LibraryTokenizer
+from .library import LibraryTokenizer, panics_explained
 from .tokenizers import _check_ids, _checked, _utf8
 
 # The library keeps hundreds of bytes a token until a call returns, so a long text goes through in pieces.
@@ -103,13 +103,17 @@ class BytePairTokenizer(LibraryTokenizer):
         # The library would take a special token's name for a spelling of bytes.
         for name, run in groupby(tokens, self._special_names.get):
             same = list(run)
-            text.append(self._tokenizer.decode(same, skip_special_tokens=False) if name is None else name * len(same))
+            with panics_explained():
+                spelled = self._tokenizer.decode(same, skip_special_tokens=False) if name is None else name * len(same)
+            text.append(spelled)
         return "".join(text)
 
     def _encoded(self, text: str) -> Iterator[list[int]]:
         _utf8(text)
         for piece in _pieces(text) if self._may_be_cut else (text,):
-            yield self._tokenizer.encode(piece, add_special_tokens=False).ids
+            with panics_explained():
+                tokens = self._tokenizer.encode(piece, add_special_tokens=False).ids
+            yield tokens
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -3,12 +3,9 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from .bounded_templates import BoundedEnvironment
 from .tokenizers import Tokenizer
 
 Message = Mapping[str, Any]
@@ -26,7 +23,8 @@ class ChatTemplate:
     """A Jinja template that turns a conversation into the text of a prompt, and that text into tokens.
 
     The template's own special tokens become tokens. What is said is data: a special token's name inside a message is
-    encoded as the text that it is. Templates run in a sandbox that can change nothing outside it.
+    encoded as the text that it is. Templates run in a sandbox that can change nothing outside it, and
+    within bounds of length, turns and size (`bounded_templates`).
 
     Args:
         template: the source, as `tokenizer_config.json` and GGUF files have it.
@@ -35,22 +33,14 @@ class ChatTemplate:
             as `bos_token`, which are the tokenizer's.
 
     Raises:
-        ValueError: a template with a mistake in its syntax.
+        ValueError: a template with a mistake in its syntax, or one that is too long.
     """
 
     def __init__(self, template: str, tokenizer: Tokenizer, variables: Mapping[str, str] | None = None):
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        try:
-            self._template = environment.from_string(template)
-        except jinja2.TemplateSyntaxError as error:
-            raise ValueError(f"the chat template has a mistake in line {error.lineno}: {error.message}") from error
+        self._environment = BoundedEnvironment()
+        self._template = self._environment.prepared(template)
         self._source = template
-        code = (word for _, kind, word in environment.lex(template) if kind in ("name", "string"))
+        code = (word for _, kind, word in self._environment.lex(template) if kind in ("name", "string"))
         self._words = {word.strip("'\"") for word in code}
         self._tokenizer = tokenizer
         self._variables = {**tokenizer.special_tokens_map, **(variables or {})}
@@ -145,10 +135,8 @@ class ChatTemplate:
         given = {"messages": guarded, "add_generation_prompt": answering and not continuing}
         if tools:
             given["tools"] = self._guarded(tools, mark)
-        try:
-            text = self._template.render(given, **{**self._variables, **self._guarded(variables or {}, mark)})
-        except (jinja2.TemplateError, TypeError, AttributeError, ValueError, LookupError, ArithmeticError) as error:
-            raise ValueError(f"the chat template refuses this conversation: {error}") from error
+        known = {**given, **self._variables, **self._guarded(variables or {}, mark)}
+        text = self._environment.rendered(self._template, known)
         if continuing:
             text, found, _ = text.rpartition(end)
             if not found:
@@ -227,17 +215,3 @@ def _unused(said: str) -> tuple[str, str]:
 
 def _escaped(character: str) -> str:
     return json.dumps(character)[1:-1]
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)

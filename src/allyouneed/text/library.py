@@ -3,6 +3,7 @@
 import json
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -94,7 +95,8 @@ class LibraryTokenizer(SpecialTokensMixin):
             ValueError: half of a surrogate pair, which has no UTF-8.
         """
         _utf8(text)
-        return self._tokenizer.encode(text).ids
+        with panics_explained():
+            return self._tokenizer.encode(text).ids
 
     def encode_after_special(self, text: str) -> list[int]:
         """Give the tokens of a text that stands behind special tokens, and not at the beginning of all.
@@ -169,21 +171,37 @@ class LibraryTokenizer(SpecialTokensMixin):
 
     def _encoded(self, text: str) -> Iterator[list[int]]:
         """Give the tokens of a text in one or several lists."""
-        _utf8(text)
-        yield self._tokenizer.encode(text, add_special_tokens=False).ids
+        yield _plain(self._tokenizer, text)
 
     def _frame(self) -> tuple[Sequence[int], Sequence[int]]:
         for text in _PROBES:
-            encoding = self._tokenizer.encode(text)
+            with panics_explained():
+                encoding = self._tokenizer.encode(text)
             inside = [place for place, added in enumerate(encoding.special_tokens_mask) if not added]
             if inside:
                 return encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :]
         return (), ()
 
 
+@contextmanager
+def panics_explained() -> Iterator[None]:
+    """Say in an ordinary error that the library gave up, as it does on expressions that take too long to match.
+
+    Raises:
+        ValueError: it panicked. That is no `Exception` by itself, and would end a server's thread.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"the tokenizer cannot read this: its library gave up ({error})") from None
+
+
 def _plain(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
     _utf8(text)
-    return tokenizer.encode(text, add_special_tokens=False).ids
+    with panics_explained():
+        return tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def _first_never(state: Any) -> Any:
@@ -220,6 +238,7 @@ def read_library_tokenizer(path: Path) -> tokenizers.Tokenizer:
         ValueError: it is damaged.
     """
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        with panics_explained():
+            return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # The library raises nothing more specific.
         raise ValueError(f"{path} does not describe a tokenizer: {error}") from error

@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import decoders, models
 
 from .byte_pairs import BytePairTokenizer
-from .library import LibraryTokenizer, read_library_tokenizer
+from .library import LibraryTokenizer, panics_explained, read_library_tokenizer
 from .tokenizers import ByteTokenizer, _check_ids, _existing_file
 
 BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
@@ -45,11 +45,12 @@ class PublishedTokenizer(LibraryTokenizer):
         """
         _check_ids(tokens, self.vocabulary)
         wrong = self._wrong_bytes(tokens) if self._bytes else ()
-        if not wrong:
-            return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
-        assert self._tokenizer.decoder is not None
-        names = (_INVALID if place in wrong else self._tokenizer.id_to_token(id) for place, id in enumerate(tokens))
-        return self._tokenizer.decoder.decode([name for name in names if name is not None])
+        with panics_explained():
+            if not wrong:
+                return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
+            assert self._tokenizer.decoder is not None
+            names = (_INVALID if place in wrong else self._tokenizer.id_to_token(id) for place, id in enumerate(tokens))
+            return self._tokenizer.decoder.decode([name for name in names if name is not None])
 
     def _wrong_bytes(self, tokens: Sequence[int]) -> set[int]:
         """Give the places of tokens that stand for bytes which are part of no character."""
