@@ -1,18 +1,20 @@
 """The claims of the serving room can fail."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
 from allyouneed.evidence import TrialResult
-from allyouneed.papers.serving import sampler, speculation, trials
+from allyouneed.papers.serving import Engine, Limits, loads, sampler, speculation, trials
+from allyouneed.papers.serving.configs import ServingConfig
 from allyouneed.papers.serving.experiment import EXPERIMENT
 from allyouneed.papers.serving.speculation import DraftToken, ModelDraftSession
 
-from .sabotage import Breakage, Sabotage, as_if, tried
+from .sabotage import Breakage, Sabotage, tried
 
 Trials = list[TrialResult]
 SMOKE = EXPERIMENT.scales["smoke"].arms
@@ -52,16 +54,37 @@ def blocks_of_a_context() -> tuple[Trials, Trials]:
     return whole, tried(EXPERIMENT, dict.fromkeys(MEMORY, MEMORY["blocks_of_2048"]), 3)
 
 
-SABOTAGES: dict[str, Sabotage] = {
-    "chunked_prefill_pause": as_if("prompts_in_chunks", "prompts_whole"),
-    "chunked_prefill_price": as_if("prompts_in_chunks", "prompts_whole"),
-}
+def counted(engine: Engine) -> Callable[[], float]:
+    """Give a clock in which a step costs as much as ten tokens, so that no other load can change what is found."""
+    return lambda: 10.0 * engine.statistics.steps + engine.statistics.computed_tokens
+
+
+@cache
+def prompts_whole_in_both() -> tuple[Trials, Trials]:
+    """Give both arms steps that are as long as the longest prompt."""
+    small = replace(SMOKE["prompts_in_chunks"], requests=40, prompt=128, long_prompts=0.4, longest=16, checked=0)
+    small = replace(small, max_num_sequences=4, max_batched_tokens=16)
+    long = small.prompt + small.max_num_sequences
+    arms = {"prompts_in_chunks": small, "prompts_whole": replace(small, max_batched_tokens=long)}
+    limits = trials.limits_of
+
+    def unlimited(config: ServingConfig) -> Limits:
+        return limits(replace(config, max_batched_tokens=long))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loads, "clock_of", counted)
+        return both(arms, {(trials, "limits_of"): unlimited})
+
+
+SABOTAGES: dict[str, Sabotage] = {}
 BROKEN: dict[str, Breakage] = {
     "greedy_texts_unchanged": lambda: both(
         {**{arm: SMOKE[arm] for arm in SMOKE if "saturated" in arm or "prompts" in arm}, "draft": DRAFT}, UNCHECKED, 1
     ),
     "saturated_tokens_a_step": lambda: both(SATURATED, {(trials, "SCHEDULERS"): STATIC}),
     "highest_load": lambda: both(LOADS, {(trials, "SCHEDULERS"): STATIC}),
+    "chunked_prefill_pause": prompts_whole_in_both,
+    "chunked_prefill_price": prompts_whole_in_both,
     "sequences_at_once": blocks_of_a_context,
     "same_distribution": lambda: both({"draft": replace(SMOKE["draft"], samples=300)}, UNCHECKED, 1),
     "tokens_a_step_by_the_formula": lambda: both({"draft": DRAFT}, {(ModelDraftSession, "propose"): one_at_most}),
