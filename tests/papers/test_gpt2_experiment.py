@@ -17,7 +17,7 @@ from allyouneed.data.brown import TaggedText
 from allyouneed.evidence import Context, Run, Task, TrialResult, run
 from allyouneed.evidence.figures import svg
 from allyouneed.papers.gpt2 import ByteLevelBPE, strings, texts, trials
-from allyouneed.papers.gpt2.experiment import EXPERIMENT, LARGEST, SIZES
+from allyouneed.papers.gpt2.experiment import EXPERIMENT, SIZES
 from allyouneed.papers.gpt2.figure import NAMES
 from allyouneed.papers.gpt2.trials import SEEN, UNSEEN, ZeroShotConfig, build
 from allyouneed.training import TrainingConfig, next_token_loss, train
@@ -94,9 +94,6 @@ def test_claims_tell_falling_losses_from_others() -> None:
             for seed in range(5)
         ]
         assert by_kind[kind].judge(results, range(5)).verdict == expected[kind]
-    for gap, verdict in ((0.02, "reproduced"), (0.2, "contradicted")):
-        results = [TrialResult(LARGEST, seed, {}, {"gap": gap + seed / 1000}, {}, 0.0) for seed in range(5)]
-        assert by_kind["gap"].judge(results, range(5)).verdict == verdict
 
 
 @pytest.mark.parametrize("scale", ["laptop", "gpu"], ids=lambda name: f"{name} scale")

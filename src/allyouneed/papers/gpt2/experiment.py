@@ -7,18 +7,15 @@ corpus by a little less. On verses, code and a manual nothing is gained.
 
 from dataclasses import replace
 
-from allyouneed.evidence import Better, Claim, Exact, Experiment, Scale, Trend
+from allyouneed.evidence import Claim, Exact, Experiment, Scale, Trend
 
 from .figure import figure
 from .trials import ZeroShotConfig, trial
 
 SIZES = {"size_1": 1.0, "size_3": 3.0, "size_9": 9.0, "size_27": 27.0}
 """Parameters in units of the smallest model's, by arm; every scale's models have these ratios to within a tenth."""
-LARGEST = "size_27"
 LEAST_FIT = 0.9
 """R² below which a line over the logarithm of the size is no description; the paper's own columns have 0.9 or more."""
-LARGEST_GAP = 0.06
-"""In the paper's Figure 4 the largest model needs 6 % more nats a token on test than on train."""
 
 Shape = tuple[int, int, int, float]
 """Layers, width, heads and learning rate."""
@@ -63,20 +60,6 @@ CLAIMS = (
         paper_value="perplexity 16.2 at 117 M to 8.9 at 1,542 M parameters (WebText train, read off the figure)",
         test=falls("train"),
         scale_gap=f"{TINY} {RATIOS}",
-    ),
-    Claim(
-        id="still_underfits",
-        statement="The largest model needs at most 6 % more bits on held-out text than on the text trained on.",
-        source="Section 4, Figure 4",
-        paper_value=(
-            "perplexity 10.2 on test against 8.9 on train at 1,542 M, 6 % more nats; 16.9 against 16.2 at 117 M, "
-            "1.5 % (read off the figure)"
-        ),
-        test=Better("gap", arm=LARGEST, than=LARGEST_GAP),
-        scale_gap=(
-            f"{TINY} How much is memorised is a matter of how often the text is passed over, here not quite twice; the "
-            "paper does not say."
-        ),
     ),
     Claim(
         id="brown_falls_with_size",

@@ -1,9 +1,9 @@
 """Do the techniques of the survey hold what they promise, and leave every text as it is?
 
-Laptop: about 15 minutes on 2 cores: full queues and random loads on a model of 14 million random weights, schedulers
+Laptop: about 20 minutes on 2 cores: full queues and random loads on a model of 14 million random weights, schedulers
 and memory without a model, and three drafts for a target that was trained on novels. Continuous batching generates
-three to four times as many tokens a step as static batching, and bears several times its load; blocks of 16 tokens hold
-five times as many sequences. Every text is what it is alone, to the last token.
+three to four times as many tokens a step as static batching, and bears over five times its load; blocks of 16 tokens
+hold five times as many sequences. Every text is what it is alone, to the last token.
 """
 
 from dataclasses import replace
@@ -93,7 +93,7 @@ CLAIMS = (
     Claim(
         id="chunked_prefill_price",
         statement="For that the first token comes later: at the 99th percentile by a tenth or more.",
-        source="Not in the survey: Agrawal et al. 2024 (Sarathi-Serve), section 5 and its limits",
+        source="Not in the survey; Agrawal et al. 2024 (Sarathi-Serve) weigh it against the pauses",
         test=Better(
             "first_p99", "prompts_whole", "prompts_in_chunks", margin=1 - 1 / 1.1, direction="lower", relative=True
         ),
@@ -137,8 +137,8 @@ CLAIMS = (
     Claim(
         id="tokens_a_step_by_the_formula",
         statement=(
-            "Over three drafts and one to seven draft tokens, a step gives within a tenth as many tokens as if these "
-            "were accepted independently of one another."
+            "On average over three drafts and one to seven draft tokens, a step gives within a tenth as many tokens as "
+            "if these were accepted independently of one another."
         ),
         source="Section 3.1.1, speculative decoding",
         paper_value="(1 − αᵞ⁺¹) / (1 − α) tokens a step (Leviathan et al. 2023, equation 1)",

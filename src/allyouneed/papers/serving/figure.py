@@ -96,5 +96,7 @@ def block_ticks(axes: Any) -> None:
     """Name the sizes that there are."""
     places = sorted({float(place) for line in axes.lines for place in line.get_xdata()})
     axes.set_xticks(places, [f"{place:,.0f}" for place in places])
+    lowest, highest = (float(bound) for bound in axes.get_ylim())
+    doubled = [2.0**power for power in range(12) if lowest <= 2.0**power <= highest]
+    axes.set_yticks(doubled, [f"{count:g}" for count in doubled])
     axes.minorticks_off()
-    axes.yaxis.set_major_formatter("{x:g}")

@@ -10,8 +10,9 @@ from allyouneed.text import Sampling
 
 from .blocks import BlockPool
 from .engine import Engine
+from .limits import Limits
 from .requests import FinishReason, Gathered, LogProbabilities, Request
-from .scheduler import Limits, Scheduler
+from .scheduler import Scheduler
 from .sequences import SequenceState
 
 _GREEDY = Sampling.greedy()

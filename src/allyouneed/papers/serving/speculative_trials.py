@@ -17,8 +17,8 @@ from allyouneed.training import Cosine, TrainingConfig, next_token_loss, train
 
 from .configs import ServingConfig
 from .engine import Engine
+from .limits import Limits
 from .requests import Gathered, Request
-from .scheduler import Limits
 from .speculation import ModelDraft
 
 GREEDY = Sampling.greedy()

@@ -13,6 +13,7 @@ from allyouneed.text import Sampling
 from .blocks import BlockPool
 from .configs import ServingConfig
 from .engine import Engine
+from .limits import Limits
 from .loads import (
     Arrival,
     Told,
@@ -23,7 +24,7 @@ from .loads import (
     play,
     service_times,
 )
-from .scheduler import Limits, Scheduler, StaticScheduler
+from .scheduler import Scheduler, StaticScheduler
 from .speculative_trials import speculate
 
 SCHEDULERS: Mapping[str, type[Scheduler]] = {"continuous": Scheduler, "static": StaticScheduler}
