@@ -2,8 +2,8 @@
 
 Sides, each in a process of its own with one torch thread, one after the other, behind the same HTTP server:
 
-- continuous: our engine, which decides before each step who is in it
-- static: our engine scheduled by request: a batch is kept together until its longest sequence is done
+- continuous: our engine with continuous batching, which decides before each step who is in it
+- static: our engine with static batching: a batch is kept together until its longest sequence is done
 - transformers: `generate` on batches of whoever waits, in 32 bits too; tokens are sent as they come
 
 All get the same requests: prompts of presidents' addresses, lengths of texts drawn from a log-normal distribution (most

@@ -172,7 +172,7 @@ def test_numbers_that_may_be_absent() -> None:
         ({"attention__head_count": 0}, CheckpointFormatError, "0 heads of a width of 8"),
         ({"rope__freq_base": float("nan")}, CheckpointFormatError, "llama.rope.freq_base is nan"),
         ({"attention__value_length": 8}, UnsupportedError, "value_length is not 4"),
-        ({"attention__key_length": 4, "rope__dimension_count": 2}, UnsupportedError, "only whole heads are turned"),
+        ({"attention__key_length": 4, "rope__dimension_count": 2}, UnsupportedError, "only whole heads are rotated"),
         ({"attention__scale": 8.0, "logit_scale": 2.0}, UnsupportedError, "llama.attention.scale, llama.logit_scale"),
         ({"expert_count": 8}, UnsupportedError, "mixtures of experts are not supported"),
         ({"attention__head_count": np.array([2, 4])}, UnsupportedError, "head_count differs between layers"),

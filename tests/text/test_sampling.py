@@ -202,9 +202,9 @@ def test_settings_out_of_range_are_refused(values: dict[str, Any], message: str)
 @pytest.mark.parametrize("row", [[0, math.nan], [0, math.inf], [-math.inf, -math.inf]])
 def test_logits_that_give_no_probabilities_are_refused(sampling: Sampling, row: list[float]):
     logits = torch.tensor([[0.0, 1.0], row])
-    with pytest.raises(ValueError, match="no token can be drawn from row 1"):
+    with pytest.raises(ValueError, match="no token can be sampled from row 1"):
         sample(logits, sampling, seeded(0))
-    with pytest.raises(ValueError, match="no token can be drawn from row 1"):
+    with pytest.raises(ValueError, match="no token can be sampled from row 1"):
         probabilities(logits, sampling)
 
 

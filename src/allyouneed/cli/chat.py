@@ -20,9 +20,13 @@ def command(
         str, typer.Option("--model", "-m", help="An asset, a folder, a GGUF file or a hub repository.")
     ] = CHAT_MODEL,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens with this probability together.")] = 0.9,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the likeliest tokens with this probability together.")
+    ] = 0.9,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1, repetition becomes rarer.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of all draws; the same talk with the same seed gives the same text.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the sampling; the same conversation with the same seed gives the same text.")
+    ] = 0,
     system: Annotated[str | None, typer.Option(help="A first message that says how to answer.")] = None,
     quantize: Annotated[str | None, typer.Option(help="int8 or int4: faster, in less memory.")] = None,
     new_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.")] = 512,

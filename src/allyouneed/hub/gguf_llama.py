@@ -83,7 +83,7 @@ def published_config(
     if numbers.whole("attention.value_length", head_width) != head_width:
         raise UnsupportedError(f"{kind}.attention.value_length is not {head_width}, as key_length is")
     if numbers.whole("rope.dimension_count", head_width) != head_width:
-        raise UnsupportedError(f"{kind}.rope.dimension_count is not {head_width}: only whole heads are turned")
+        raise UnsupportedError(f"{kind}.rope.dimension_count is not {head_width}: only whole heads are rotated")
     context = numbers.whole("context_length")
     config: dict[str, Any] = {
         "architectures": [ARCHITECTURES[kind]],
@@ -165,7 +165,7 @@ def _scaling(numbers: "_Numbers", context: int, frequencies: Sequence[float] | N
 def row_order(name: str, config: Mapping[str, Any], rows: int) -> Int[Tensor, " rows"] | None:
     """Tell where each stored row of a query or key projection stands in the usual layout; None where rows are in order.
 
-    Rotary positions turn coordinates in pairs. The usual layout pairs the first half of a head with its second half.
+    Rotary positions rotate coordinates in pairs. The usual layout pairs the first half of a head with its second half.
     GGUF pairs neighbours in LLaMA, so its converter interleaves the two halves of each head's rows, but not Qwen's.
 
     Raises:

@@ -9,7 +9,7 @@ from .layer_cache import LayerCache
 class AttendingCache(LayerCache):
     """A cache that lays out keys and values in a way of its own, and computes attention itself.
 
-    `Attention` hands it query, key and value, already turned by their positions, in place of calling `append` and its
+    `Attention` hands it query, key and value, already rotated by their positions, in place of calling `append` and its
     kernel. Who may be looked at is then for the cache to know, and the pattern's mask is not read.
     """
 

@@ -23,7 +23,7 @@ class AttentionPattern:
         mask: added to the scores (float) or True where a query may look (bool); None lets every query look everywhere.
         causal: each query looks at itself and what precedes it, said without a mask so that kernels can skip work.
             Queries and keys must then be the same tokens.
-        rotation: turns queries and keys.
+        rotation: rotates queries and keys.
         present: False where a query is padding; None where none is. For layers in which tokens are counted.
     """
 
@@ -276,21 +276,21 @@ class Attention(nn.Module):
     def _project_jointly(
         self, joint: nn.Module, hidden: Tensor, source: Tensor | None, rotation: Rotation | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        turning = self.heads + self.key_value_heads
-        heads = self._split(joint(hidden), turning + self.key_value_heads)
-        turned, value = heads.split_with_sizes((turning, self.key_value_heads), dim=1)
+        rotating = self.heads + self.key_value_heads
+        heads = self._split(joint(hidden), rotating + self.key_value_heads)
+        rotated, value = heads.split_with_sizes((rotating, self.key_value_heads), dim=1)
         if source is not None:
-            of_source = self._split(joint(source), turning + self.key_value_heads)
-            query = turned[:, : self.heads]
-            key, value = of_source[:, self.heads : turning], of_source[:, turning:]
+            of_source = self._split(joint(source), rotating + self.key_value_heads)
+            query = rotated[:, : self.heads]
+            key, value = of_source[:, self.heads : rotating], of_source[:, rotating:]
             query, key = self._normalise(query, key)
             return (query, key, value) if rotation is None else (rotation(query), rotation(key), value)
         if self.query_norm is None and self.key_norm is None:
             # Both at once, in half the calls.
-            turned = turned if rotation is None else rotation(turned)
-            query, key = turned.split_with_sizes((self.heads, self.key_value_heads), dim=1)
+            rotated = rotated if rotation is None else rotation(rotated)
+            query, key = rotated.split_with_sizes((self.heads, self.key_value_heads), dim=1)
             return query, key, value
-        query, key = self._normalise(*turned.split_with_sizes((self.heads, self.key_value_heads), dim=1))
+        query, key = self._normalise(*rotated.split_with_sizes((self.heads, self.key_value_heads), dim=1))
         return (query, key, value) if rotation is None else (rotation(query), rotation(key), value)
 
     def _normalise(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:

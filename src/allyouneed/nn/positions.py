@@ -12,7 +12,7 @@ from .rotary_scaling import RotaryScaling, rotary_frequencies
 
 @dataclass(frozen=True)
 class Rotation:
-    """The angles by which rotary positions turn queries and keys, as cosines and sines.
+    """The angles by which rotary positions rotate queries and keys, as cosines and sines.
 
     Attributes:
         cos: cosine of the angle of each coordinate.
@@ -30,7 +30,7 @@ class Rotation:
 
     @cached_property
     def matrix(self) -> Float[Tensor, "rotated rotated"]:
-        """What multiplies row vectors at the only position, so as to turn them."""
+        """What multiplies row vectors at the only position, so as to rotate them."""
         cos, sin = self.cos.flatten(), self.signed_sin.flatten()
         return torch.diag(cos) + torch.diag(sin).roll(len(cos) // 2, 0)
 
@@ -64,7 +64,7 @@ class PositionScheme(nn.Module):
     """The seam: a model asks its scheme three things, and a scheme answers those that concern it.
 
     As it stands this class gives a model no positions at all. A subclass overrides one of the three: absolute schemes
-    add to the embeddings, rotary ones turn queries and keys, relative ones add a bias to the attention scores.
+    add to the embeddings, rotary ones rotate queries and keys, relative ones add a bias to the attention scores.
 
     Attributes:
         limit: the most tokens for which there are positions; None where there is no such limit.
@@ -169,8 +169,8 @@ class RotaryPositions(PositionScheme):
 
     Args:
         head_width: width of one head.
-        base: the slowest pair turns by about 1/base radian a token.
-        rotated: how many coordinates turn; all of them where None (GPT-NeoX turns a quarter).
+        base: the slowest pair rotates by about 1/base radian a token.
+        rotated: how many coordinates are rotated; all of them where None (GPT-NeoX rotates a quarter).
         scaling: changes the frequencies, to read further than the model was first trained to.
     """
 
@@ -185,7 +185,7 @@ class RotaryPositions(PositionScheme):
         rotated = head_width if rotated is None else rotated
         if rotated % 2 or not 0 < rotated <= head_width:
             raise ValueError(
-                f"rotary positions turn an even number of coordinates between 2 and the head's width {head_width}, "
+                f"rotary positions rotate an even number of coordinates between 2 and the head's width {head_width}, "
                 f"not {rotated}"
             )
         self.rotated = rotated

@@ -63,9 +63,9 @@ class SteppingBlock(Block):
         if layer.joint.bias is not None:
             projected += layer.joint.bias
         heads = projected.view(-1, width)
-        turned, values = heads.split_with_sizes((queries + shared, shared))
-        turned = rotation.single(turned)
-        query, keys = turned.split_with_sizes((queries, shared))
+        rotated, values = heads.split_with_sizes((queries + shared, shared))
+        rotated = rotation.single(rotated)
+        query, keys = rotated.split_with_sizes((queries, shared))
         keys, values = cache.append(keys.view(1, shared, 1, width), values.view(1, shared, 1, width))
         # The query heads that share keys look at them as if they were as many queries.
         return layer.output.single(_attend(query.view(1, shared, -1, width), keys, values).reshape(-1))

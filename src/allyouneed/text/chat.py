@@ -34,9 +34,9 @@ class ChatModel(Protocol):
         Args:
             messages: the conversation so far, oldest first, up to the message to be answered.
             new_tokens: the most tokens of the answer.
-            sampling: how tokens are drawn; as the model has it where None.
+            sampling: how tokens are sampled; as the model has it where None.
             stop_strings: strings that end the answer, and are not returned.
-            seed: of all draws; 0 or more.
+            seed: of the sampling; 0 or more.
 
         Raises:
             ValueError: messages, or a value, that the model cannot take.
@@ -140,7 +140,7 @@ class LocalChat:
         fed = list(prompt)
         with closing(steps):
             for _, token in steps:
-                # The cache holds all tokens but the one just drawn.
+                # The cache holds all tokens but the one just sampled.
                 self._held = fed[:]
                 fed.append(token)
                 if piece := stream.add(token):

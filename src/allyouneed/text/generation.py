@@ -74,7 +74,7 @@ def generate(
     """Continue each prompt, and return what was added to it.
 
     Prompts may differ in length: shorter ones are padded on the left with tokens that are not present, and each row
-    draws from a generator of its own, seeded by `seed` and the row's number. So a row's tokens do not depend on the
+    samples with a generator of its own, seeded by `seed` and the row's number. So a row's tokens do not depend on the
     other prompts, but for rounding in the model. The model is in evaluation mode during the call, and afterwards in the
     mode that it was in before.
 
@@ -84,11 +84,11 @@ def generate(
             where it has a `vocabulary`, tokens that are not in it.
         prompts: the tokens of each prompt, at least one.
         new_tokens: the most tokens to add to a prompt.
-        sampling: how tokens are drawn; as the model has it (`Sampling()`) where None. A repetition penalty looks at the
-            prompt and at what was added.
+        sampling: how tokens are sampled; as the model has it (`Sampling()`) where None. A repetition penalty looks at
+            the prompt and at what was added.
         stop: tokens that end a row. The one that did is not returned, so a row that was ended has fewer than
             `new_tokens` tokens.
-        seed: of all draws; 0 or more.
+        seed: of the sampling; 0 or more.
         use_cache: whether the model keeps what it computed for earlier tokens. It changes the time, and the
             result by no more than rounding.
         prefill_chunk: the most tokens of a prompt that are fed at a time, which bounds the memory that a long prompt
@@ -123,7 +123,7 @@ def generate(
         sampling=sampling,
         stop=stop,
         seed=seed,
-        # The last token that is drawn is not fed to the model.
+        # The last token that is sampled is not fed to the model.
         cache=model.new_cache(limit=room - 1, capacity=room - 1) if use_cache and room > 1 else None,
         prefill_chunk=prefill_chunk,
         constraints=constraints,
@@ -171,7 +171,7 @@ def continuations(
             raise ValueError(
                 f"prompt {row} has {len(prompt)} tokens, more than the model's context of {context}: shorten it"
             )
-        # The last token that is drawn is not fed to the model.
+        # The last token that is sampled is not fed to the model.
         if context is not None and len(prompt) + new_tokens - 1 > context:
             raise ValueError(
                 f"prompt {row} has {len(prompt)} tokens, and {new_tokens} new ones go beyond the model's context of "
@@ -214,8 +214,8 @@ def _continue(
                 seen = _tokens_of(prompts, logits)
             if sampling.needs_counts and counts is None:
                 counts = torch.zeros(logits.shape, dtype=torch.int32, device=logits.device)
-            drawn = sample(logits, sampling, generators, seen, counts)
-            for row, token in enumerate(drawn.tolist()):
+            sampled = sample(logits, sampling, generators, seen, counts)
+            for row, token in enumerate(sampled.tolist()):
                 if row not in running:
                     continue
                 if token in stop:
@@ -235,9 +235,9 @@ def _continue(
             # A row that has ended is fed padding, which takes up no position.
             still = torch.tensor([[row in running] for row in range(len(prompts))], device=device)
             if cache is None:
-                fed, present = torch.cat((fed, drawn[:, None]), 1), torch.cat((present, still), 1)
+                fed, present = torch.cat((fed, sampled[:, None]), 1), torch.cat((present, still), 1)
             else:
-                fed, present = drawn[:, None], still
+                fed, present = sampled[:, None], still
 
 
 def compile_or_warn(model: Any) -> None:
@@ -305,10 +305,10 @@ def _pad_left(
 
 
 def row_generator(seed: int, row: int) -> torch.Generator:
-    """Give the generator that a row draws from, the same whatever the other rows are.
+    """Give the generator that a row samples with, the same whatever the other rows are.
 
     Args:
-        seed: of all draws; 0 or more.
+        seed: of the sampling; 0 or more.
         row: its number.
     """
     state = np.random.SeedSequence(seed, spawn_key=(row,)).generate_state(1, np.uint64)

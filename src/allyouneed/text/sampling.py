@@ -19,10 +19,10 @@ class Sampling:
 
     Attributes:
         temperature: what logits are divided by. 0 is greedy: the likeliest token, the first of several that tie.
-        top_k: only tokens as likely as the k-th likeliest may be drawn (Fan et al. 2018); all where None.
-        top_p: only the likeliest tokens may be drawn, as few as together have this probability
+        top_k: only tokens as likely as the k-th likeliest may be sampled (Fan et al. 2018); all where None.
+        top_p: only the likeliest tokens may be sampled, as few as together have this probability
             (Holtzman et al. 2020); all where None.
-        min_p: only tokens with at least this share of the likeliest token's probability may be drawn
+        min_p: only tokens with at least this share of the likeliest token's probability may be sampled
             (Nguyen et al. 2024); all where None.
         repetition_penalty: what the logits of tokens that were seen are divided by where they are positive, and
             multiplied by where they are negative (Keskar et al. 2019, section 4.1). Above 1, repetition becomes rarer.
@@ -130,8 +130,8 @@ def sample(
     Args:
         logits: of the next token.
         sampling: how it is sampled.
-        generator: one for all rows, or one for each row, so that a row's draws do not depend on the others. With
-            generators of the CPU the draws are the same on every device.
+        generator: one for all rows, or one for each row, so that a row's tokens do not depend on the others. With
+            generators of the CPU the tokens are the same on every device.
         seen: as in `probabilities`.
         counts: as in `probabilities`.
 
@@ -170,7 +170,9 @@ def _highest(logits: Float[Tensor, "batch vocabulary"]) -> Float[Tensor, "batch 
 def _check_highest(highest: Float[Tensor, "batch 1"]) -> None:
     for row, value in enumerate(highest.flatten().tolist()):
         if not math.isfinite(value):
-            raise ValueError(f"no token can be drawn from row {row}, whose highest logit is {value}: it must be finite")
+            raise ValueError(
+                f"no token can be sampled from row {row}, whose highest logit is {value}: it must be finite"
+            )
 
 
 def _argmax(logits: Float[Tensor, "batch vocabulary"]) -> Int64[Tensor, " batch"]:

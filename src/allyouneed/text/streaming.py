@@ -148,11 +148,11 @@ def generate_text(
         tokenizer: the model's.
         prompts: the texts; each is begun as the tokenizer's `encode_prompt` does, and has at least one token.
         new_tokens: the most tokens to add to a text.
-        sampling: how tokens are drawn; as the model has it where None.
+        sampling: how tokens are sampled; as the model has it where None.
         stop: tokens that end a text, and are not returned; those that the model and its tokenizer state as ends where
             None.
         stop_strings: strings that end a text, and are not returned.
-        seed: of all draws; 0 or more.
+        seed: of the sampling; 0 or more.
         prefill_chunk: the most tokens of a prompt that are fed at a time; all at once where None.
         grammar: what each text follows; anything where None. Byte-level, SentencePiece-like and byte tokenizers only.
         compile: whether single tokens are computed by compiled code, as in `generate`.

@@ -76,8 +76,8 @@ def converse(
         model: answers.
         terminal: where lines come from and answers go.
         system: a first message that says how to answer; none where None.
-        sampling: how tokens are drawn.
-        seed: of all draws; each answer has its own, counted from it.
+        sampling: how tokens are sampled.
+        seed: of the sampling; each answer has its own, counted from it.
         new_tokens: the most tokens of an answer.
     """
     messages = [] if system is None else [{"role": "system", "content": system}]

@@ -42,7 +42,7 @@ def attention_context(model: Decoder) -> float:
 
 
 def most_tokens(model: Decoder) -> int | None:
-    """Give the most tokens of a pass that quantised linear layers compute alike; None where there are none.
+    """Give the most tokens of a step that quantised linear layers compute alike; None where there are none.
 
     Compiled code computes any number alike.
     """

@@ -1,11 +1,11 @@
-"""Paged attention: keys and values in blocks that lie anywhere, and one pass over pieces of many sequences.
+"""Paged attention: keys and values in blocks that lie anywhere, and one forward pass over chunks of many sequences.
 
-A pass takes tokens of several sequences, of each as many as the scheduler chose, side by side in one row. All but
+A step takes tokens of several sequences, of each as many as the scheduler chose, side by side in one row. All but
 attention treats them alike; attention reads each sequence's blocks through its table.
 
 What a token is given depends on its own sequence alone, to the last bit, in 32 bits on a CPU and by the packed kernels
-for few bits: not on who else is in the pass, not on where a prompt was cut, not on which blocks were found and which
-computed. So tokens attend one by one, each to whole blocks, of which those after it are masked; and a pass has at least
+for few bits: not on who else is in the step, not on where a prompt was cut, not on which blocks were cached and which
+computed. So tokens attend one by one, each to whole blocks, of which those after it are masked; and a step has at least
 two rows, since products of matrices and of a matrix with one vector are rounded differently.
 """
 
@@ -32,7 +32,7 @@ from .costs import attention_layers
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive tokens of one sequence that a pass computes.
+    """Consecutive tokens of one sequence that a step computes.
 
     Attributes:
         tokens: those after what is in the cache; at least one.
@@ -61,8 +61,8 @@ class _Reading:
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """What all layers must know of a pass.
+class _AttentionMetadata:
+    """What all layers must know of a step.
 
     Attributes:
         slots: where each token's key and value go.
@@ -113,7 +113,7 @@ class PagedCache:
         self.layers = [
             _PagedLayer(number, self, self.windows.index(layer.window)) for number, layer in enumerate(layers)
         ]
-        self.plan: _Pass | None = None
+        self.plan: _AttentionMetadata | None = None
         size = pool.size
         later = torch.ones(size, size, dtype=torch.bool, device=like.device).triu(1)
         # Row i hides from the i-th token of a block those after it.
@@ -135,7 +135,7 @@ class PagedCache:
             self.blocks[:, :, :, target] = self.blocks[:, :, :, source]
 
     def begin(self, segments: Sequence[Segment], scheme: PositionScheme) -> None:
-        """Work out what all layers must know of a pass."""
+        """Work out what all layers must know of a step."""
         size, device = self.pool.size, self.store.device
         slots: list[int] = []
         readings: list[_Reading] = []
@@ -154,7 +154,7 @@ class PagedCache:
                 readings.append(_Reading(self._masks(low, high, keys, scheme), views, len(gathers) - 1))
                 rows.append(high - low)
             slots += [blocks[place // size] * size + place % size for place in range(start, end)]
-        self.plan = _Pass(torch.tensor(slots, device=device), readings, rows, gathers)
+        self.plan = _AttentionMetadata(torch.tensor(slots, device=device), readings, rows, gathers)
 
     def tables(self, segments: Sequence[Segment]) -> tuple[Int[Tensor, "tokens blocks"], Int[Tensor, " tokens"]]:
         """Give each token's blocks, and how many tokens it looks at, itself included."""
@@ -191,7 +191,7 @@ class _PagedLayer(AttendingCache):
 
     Args:
         number: of the layer.
-        cache: knows the pass.
+        cache: knows the step.
         window: which of the cache's windows the layer has.
     """
 
@@ -207,7 +207,7 @@ class _PagedLayer(AttendingCache):
         keys: Float[Tensor, "batch key_value_heads queries head_width"],
         values: Float[Tensor, "batch key_value_heads queries head_width"],
     ) -> Float[Tensor, "batch heads queries head_width"]:
-        """Write the keys and values of the pass, and let each token read those of its sequence up to itself."""
+        """Write the keys and values of the step, and let each token read those of its sequence up to itself."""
         plan, store = self._cache.plan, self._cache.store[self._number]
         assert plan is not None
         count = len(plan.slots)
@@ -247,7 +247,7 @@ def _is_compiled(model: Decoder, cache: PagedCache) -> bool:
 
 @torch.inference_mode()
 def paged_logits(model: Decoder, cache: PagedCache, segments: Sequence[Segment]) -> list[Float[Tensor, "_ vocabulary"]]:
-    """Compute segments of many sequences in one pass, and give each one's wanted logits.
+    """Compute segments of many sequences in one forward pass, and give each one's wanted logits.
 
     Keys and values are written into the cache; counting them as written is for the caller, who may take some back.
 
@@ -260,7 +260,7 @@ def paged_logits(model: Decoder, cache: PagedCache, segments: Sequence[Segment])
         ValueError: no segments, or one without tokens.
     """
     if not segments or any(len(segment.tokens) == 0 for segment in segments):
-        raise ValueError(f"a pass needs tokens: got segments of {[len(segment.tokens) for segment in segments]}")
+        raise ValueError(f"a step needs tokens: got segments of {[len(segment.tokens) for segment in segments]}")
     device = cache.store.device
     tokens = [token for segment in segments for token in segment.tokens]
     places = [segment.table.length + place for segment in segments for place in range(len(segment.tokens))]

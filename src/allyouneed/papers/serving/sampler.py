@@ -16,7 +16,7 @@ from .speculation import Draft, DraftToken, accept
 
 
 class SequenceSampler:
-    """Draws the tokens of a sequence.
+    """Samples the tokens of a sequence.
 
     Args:
         sequence: whose tokens.
