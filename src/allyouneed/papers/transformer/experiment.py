@@ -97,14 +97,6 @@ CLAIMS = (
         scale_gap=TINY,
     ),
     Claim(
-        id="one_head_is_worse_in_bleu",
-        statement="With equal compute, one attention head translates worse than four.",
-        source="Table 3, rows (A)",
-        paper_value="BLEU 25.8 with eight heads, 25.5 with four, 24.9 with one",
-        test=Better("bleu", arm="base", than="one_head", direction="higher"),
-        scale_gap=f"{TINY} Three seeds of a few hundred verses do not tell tenths of BLEU apart.",
-    ),
-    Claim(
         id="learned_positions_are_as_good",
         statement=f"Sinusoidal and learned positions differ by less than {TOLERANCE} nats a token in held-out loss.",
         source="Table 3, row (E); section 3.5",

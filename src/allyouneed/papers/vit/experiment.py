@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from allyouneed.evidence import Better, Claim, Equivalent, Experiment, Scale, Trend
+from allyouneed.evidence import Better, Claim, Equivalent, Experiment, Scale
 
 from .figure import EVERY, figure
 from .trials import VisionConfig, trial
@@ -79,14 +79,6 @@ CLAIMS = (
         scale_gap=TINY,
     ),
     Claim(
-        id="gap_closes_with_data",
-        statement="The more different images are trained on, the smaller is the ResNet's lead.",
-        source="Figure 4, section 4.3",
-        paper_value="ResNet152x2 leads L/16 at 9 M and 30 M images and is passed at 90 M",
-        test=Trend("gap", arms_at=IMAGES, law="logarithmic", below=0.0),
-        scale_gap=f"{POINTS} Every arm takes as many steps, so that only the number of different images differs.",
-    ),
-    Claim(
         id="transformer_passes",
         statement="With the most images, the Vision Transformer is more accurate than the ResNet.",
         source="Figures 3 and 4; Table 2",
@@ -127,25 +119,10 @@ CLAIMS = (
         scale_gap=DIGITS_POSITIONS,
     ),
     Claim(
-        id="relative_positions_do_not_matter",
-        statement="Relative positions are as good as absolute ones, within 2 points.",
-        source="Table 8",
-        paper_value="64.0 against 64.2 %",
-        test=Equivalent("vit_accuracy", arm="relative", to="all", tolerance=2.0),
-        scale_gap=f"{DIGITS_POSITIONS} Relative positions are then the harder to learn from.",
-    ),
-    Claim(
         id="positions_find_rows_and_columns",
         statement="Learned positions of patches in one row or column are more alike than those of other patches.",
         source="Figure 7, centre; section 4.5",
         test=Better("in_line", arm="pretrained", than=0.0, direction="higher"),
-        scale_gap=CLOTHES,
-    ),
-    Claim(
-        id="near_positions_are_alike",
-        statement="The nearer two patches are, the more alike are their learned positions.",
-        source="Figure 7, centre; section 4.5",
-        test=Better("nearness", arm="pretrained", than=0.0, direction="higher"),
         scale_gap=CLOTHES,
     ),
     Claim(
