@@ -75,7 +75,7 @@ class LayerNormConfig:
 
 
 class CharacterModel(nn.Module):
-    """Embeddings, LSTMs, and a linear map to the logits of the next character."""
+    """Embeddings, LSTMs, and a linear layer to the logits of the next character."""
 
     def __init__(self, config: LayerNormConfig):
         super().__init__()

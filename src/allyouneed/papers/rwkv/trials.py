@@ -70,7 +70,7 @@ def build(config: RwkvTrialConfig, model: Model) -> Rwkv | Decoder:
 
     RWKV has 13 · width² weights in the matrices of a block: 4 matrices of time-mixing, and 9 times that of one in
     channel-mixing. Attention has 4 matrices too, and the feed-forward layer is given the other 9: with two of them,
-    4.5 times as wide inside as outside. Output maps are not tied.
+    4.5 times as wide inside as outside. Output projections are not tied.
     """
     width = config.width
     if model == "rwkv":
