@@ -38,6 +38,7 @@ from allyouneed.papers.gpt3 import (
 from allyouneed.papers.readers import load_model
 from allyouneed.text import (
     ByteTokenizer,
+    GenerationConfig,
     PublishedTokenizer,
     Sampling,
     SpecialTokensMixin,
@@ -439,6 +440,26 @@ class TestAnswers:
             prompt = Prompt("", shared, (), (), Layout())
             assert write_answers(reader, Words(), prompt, ["the sun"] * 3, new_tokens=9) == ["hot dog"] * 3
         assert write_answers(reader, Words(), prompt, ["the sun"], new_tokens=1) == ["hot"]
+
+    def test_end_at_the_tokens_that_end_a_text(self):
+        """Those that the model's checkpoint or its tokenizer states: neither they nor what follows is in an answer."""
+
+        class Ended(Words):
+            special_tokens: ClassVar[dict[str, int]] = {" dog": 3}
+            eos_token_ids = (3,)
+
+        # After "A:" comes "hot", then "dog", then "cold" for ever.
+        table = {1: {2: 0.9}, 2: {3: 0.9}, 3: {4: 0.9}, 4: {4: 0.9}}
+        prompt = Prompt("", (), (), (), Layout())
+        stated = Bigrams(table)
+        stated.generation = GenerationConfig(eos_token_ids=(4,))
+        for reader, tokenizer, answer in (
+            (Bigrams(table), Words(), "hot dog cold cold"),
+            (Bigrams(table), Ended(), "hot"),
+            (stated, Words(), "hot dog"),
+            (stated, Ended(), "hot"),
+        ):
+            assert write_answers(reader, tokenizer, prompt, ["the sun"] * 2, new_tokens=4) == [answer] * 2
 
     def test_too_long_a_question_is_refused(self):
         with pytest.raises(ValueError, match=r"has 302 tokens with the prompt before it and 6 after it"):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
-from allyouneed.text import LanguageModel, Sampling, TextStream, Tokenizer, continuations
+from allyouneed.text import LanguageModel, Sampling, TextStream, Tokenizer, continuations, end_tokens
 from allyouneed.text.scoring import in_parts, prefix_cache
 
 from .prompts import Prompt
@@ -26,7 +26,8 @@ def write_answers(
 ) -> list[str]:
     """Let a model answer every question after a prompt that all of them share, greedily.
 
-    The prompt is computed once. Questions of equally many tokens go together, so that no padding stands between the
+    An answer ends before a stop string, and at each token that the model or its tokenizer says ends a text. The prompt
+    is computed once. Questions of equally many tokens go together, so that no padding stands between the
     prompt and a question.
 
     Args:
@@ -35,7 +36,7 @@ def write_answers(
         prompt: as `assemble` gives it.
         questions: what is asked.
         new_tokens: the most tokens of an answer.
-        stop: strings that end an answer; the end of the line, by default.
+        stop: strings that end an answer too; the end of the line, by default.
 
     Raises:
         ValueError: a question that is, with the prompt before it and the answer after, longer than the model's context.
@@ -49,6 +50,7 @@ def write_answers(
                 f"the question {text[:60]!r} has {total} tokens with the prompt before it and {new_tokens} after it, "
                 f"more than the model's context of {context}: keep room for it in `assemble`, or leave it out"
             )
+    ends = end_tokens(model, tokenizer)
     trunk = prefix_cache(model, prompt.tokens)
     answers = [""] * len(questions)
     for group in _equally_long(coded, len(prompt.tokens)):
@@ -59,6 +61,7 @@ def write_answers(
             prompts,
             new_tokens=new_tokens,
             sampling=Sampling.greedy(),
+            stop=ends,
             cache=trunk.branch([0] * len(group)),
         )
         ended: bool | None = None

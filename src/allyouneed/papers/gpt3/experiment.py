@@ -1,9 +1,9 @@
 """Does accuracy rise with the examples in the prompt, and more steeply for larger models?
 
 Laptop: about 19 minutes of trials, 10 on 2 cores. With 16 examples SmolLM2 sorts a third of questions by type, one
-in twenty with none, and answers nineteen science questions of twenty in place of four fifths; of sums of two digits
-hardly any, of scrambled words none. With seven examples of invented tasks our models get from 41 % right (10 thousand
-parameters) to 66 % (150 thousand); on held-out tasks of BIG-bench all are near chance.
+in twenty with none. With seven examples of invented tasks our models get from 41 % right (10 thousand parameters) to
+66 % (150 thousand). Tasks at their floor or ceiling (science, sums, scrambled words, our models on BIG-bench) are
+measured and drawn, and no claim is made of them.
 """
 
 from dataclasses import replace
@@ -36,10 +36,10 @@ def arms(
 
 SMALL = (
     "SmolLM2-135M-Instruct, of the size of the paper's smallest model, trained on far more text and to follow "
-    "instructions, which the paper's models were not; 100 questions a task, up to 16 examples."
+    "instructions, which the paper's models were not; 20 questions a task and seed, up to 16 examples."
 )
 TINY = (
-    "Models of 10 to 410 thousand parameters, trained on under a million tokens, stand for 125 million to 175 billion."
+    "Models of 10 to 150 thousand parameters, trained on under a million tokens, stand for 125 million to 175 billion."
 )
 
 
@@ -50,52 +50,13 @@ def rises(metric: str) -> Trend:
 
 CLAIMS = (
     Claim(
-        id="rises_with_examples",
-        statement="Averaged over three tasks with options, accuracy rises with the number of examples.",
-        source="Figure 1.3, section 2.4",
-        paper_value="about 43, 51 and 57 % with none, one and many, 42 tasks, 175B; 23, 25 and 25 % at 125M (read off)",
-        test=rises("options"),
-        scale_gap=SMALL,
-    ),
-    Claim(
         id="question_types_rise",
         statement="Sorting questions into 13 types, accuracy rises with the number of examples.",
         source="not in the paper (another task than Figure 1.2, its line without a prompt in words)",
         paper_value="0 to about 66 % with 0 to some 50 examples at 175B, 0 to 4 % at 1.3B (symbol insertion, read off)",
         test=rises("question_type"),
         scale_gap=f"{SMALL} Another task than the figure's, of which small models learn something.",
-    ),
-    Claim(
-        id="science_rises",
-        statement="On science questions with four answers each, accuracy rises with the number of examples.",
-        source="Section 3.5, Table H.1",
-        paper_value="OpenBookQA 57.6, 58.8, 65.4 % with none, one and 100 at 175B; 35.6, 37.0, 37.0 % at 125M",
-        test=rises("science"),
-        scale_gap=f"{SMALL} The question comes with a fact that all but answers it.",
-    ),
-    Claim(
-        id="sentiment_rises",
-        statement="Sorting opinions into four kinds, accuracy rises with the number of examples.",
-        source="not in the paper (Figure 1.3 is an average of other tasks)",
-        paper_value="no task of this kind; the average of 42 tasks rises from 43 to 57 % at 175B, 23 to 25 % at 125M",
-        test=rises("sentiment"),
-        scale_gap=f"{SMALL} Opinions were translated by machine, and their labels are noisy.",
-    ),
-    Claim(
-        id="sums_rise",
-        statement="Adding numbers of two digits, the written answer is right more often with more examples.",
-        source="Section 3.9.1, Table 3.9",
-        paper_value="76.9, 99.6 and 100 % with none, one and 50 at 175B; 0.7, 2.0 and 2.0 % at 125M (Table H.1)",
-        test=rises("addition"),
-        scale_gap=SMALL,
-    ),
-    Claim(
-        id="unscrambling_rises",
-        statement="Unscrambling words, the written answer is right more often with more examples.",
-        source="Section 3.9.2, Table 3.10",
-        paper_value="anagrams of inner letters 2.28, 8.62, 15.1 % at 175B; 0.10, 0.21, 0.50 % at 125M (Table H.1)",
-        test=rises("unscrambling"),
-        scale_gap=f"{SMALL} All letters are scrambled, also the first and the last.",
+        sabotage="the numbers of examples in reverse order",
     ),
     Claim(
         id="invented_tasks_are_learned",
@@ -104,6 +65,7 @@ CLAIMS = (
         paper_value="0 to about 66 % with 0 to some 50 examples at 175B (symbol insertion, read off)",
         test=Better("slope", arm="mappings_16", than=0.0, direction="higher"),
         scale_gap=f"{TINY} Which digit stands for which of three letters is all there is to learn.",
+        sabotage="digits in no relation to their letters",
     ),
     Claim(
         id="larger_learn_more_from_examples",
@@ -112,22 +74,7 @@ CLAIMS = (
         paper_value="many against no examples: 57 and 43 % at 175B, 25 and 23 % at 125M, 42 tasks (read off)",
         test=Trend("slope", MAPPINGS, law="logarithmic", above=0.0),
         scale_gap=TINY,
-    ),
-    Claim(
-        id="held_out_tasks_rise",
-        statement="On tasks of BIG-bench held out of training, the largest model's accuracy rises with examples.",
-        source="Figure 1.3",
-        paper_value="about 43, 51 and 57 % with none, one and many, 42 tasks, 175B; 23, 25 and 25 % at 125M (read off)",
-        test=Better("slope", arm="mixture_10", than=0.0, direction="higher"),
-        scale_gap=f"{TINY} They know no English: what they can take from examples is which labels there are.",
-    ),
-    Claim(
-        id="larger_learn_more_on_held_out_tasks",
-        statement="On tasks of BIG-bench held out of training, accuracy rises more steeply the larger the model.",
-        source="Figures 1.2 and 1.3",
-        paper_value="many against no examples: 57 and 43 % at 175B, 25 and 23 % at 125M, 42 tasks (read off)",
-        test=Trend("slope", MIXTURE, law="logarithmic", above=0.0),
-        scale_gap=TINY,
+        sabotage="the smallest and the largest model exchanged",
     ),
 )
 
