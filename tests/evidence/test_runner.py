@@ -440,7 +440,8 @@ def test_a_run_that_is_stopped_continues_and_ends_in_the_same_bits(
     workers = 2 if stop == signal.SIGINT else 1
     began = ("one", "two") if workers == 2 else ("one",)
     command = ("run", "alibi", "--workers", str(workers))
-    process = sample.start_command_line(arms, *command, runs=tmp_path / "runs", pause=0.1)
+    # Long enough for both to be under way where a worker starts half a minute late.
+    process = sample.start_command_line(arms, *command, runs=tmp_path / "runs", pause=0.5)
     own = tmp_path / "runs" / "sample" / "laptop"
 
     def steps(arm: str) -> list[int]:
