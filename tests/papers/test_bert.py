@@ -291,7 +291,8 @@ class TestSpans:
 
 
 TOKENIZER = WordPieceTokenizer([*SPECIAL_TOKENS, *(chr(97 + place) for place in range(26)), *"0123456789"])
-MASKED: dict[str, Any] = {"mask": TOKENIZER.mask, "vocabulary": TOKENIZER.vocabulary}
+SPECIAL = sorted(TOKENIZER.special_tokens.values())
+MASKED: dict[str, Any] = {"mask": TOKENIZER.mask, "vocabulary": TOKENIZER.vocabulary, "special": SPECIAL}
 
 
 class TestMasking:
@@ -310,10 +311,19 @@ class TestMasking:
         assert torch.equal(found.targets[asked], tokens[asked])
         now, before = found.tokens[asked], tokens[asked]
         hidden, kept = now == TOKENIZER.mask, now == before
-        # A random token is now and then [MASK], or the token itself.
-        chance = masking.random / TOKENIZER.vocabulary
-        for share, expected in ((hidden, masking.masked + chance), (kept, masking.same + chance)):
+        # A random token is now and then the token itself.
+        chance = masking.random / (TOKENIZER.vocabulary - len(SPECIAL))
+        for share, expected in ((hidden, masking.masked), (kept, masking.same + chance)):
             assert share.float().mean().item() == pytest.approx(expected, abs=0.02)
+
+    def test_a_random_token_is_any_that_is_not_special(self) -> None:
+        tokens = torch.full((2000, 10), 7)
+        masking = Masking(rate=1, masked=0, random=1, same=0)
+        found = mask_tokens(tokens, tokens > 0, torch.Generator().manual_seed(2), masking=masking, **MASKED)
+        drawn = found.tokens.flatten().bincount(minlength=TOKENIZER.vocabulary)
+        assert drawn[SPECIAL].tolist() == [0] * len(SPECIAL)
+        expected = tokens.numel() / (TOKENIZER.vocabulary - len(SPECIAL))
+        assert bool((drawn[len(SPECIAL) :] > 0.8 * expected).all()) and bool((drawn < 1.2 * expected).all())
 
     def test_every_token_is_chosen_as_often(self) -> None:
         tokens = torch.full((20_000, 12), 7)
@@ -338,6 +348,15 @@ class TestMasking:
             Masking(rate=0)
         with pytest.raises(ValueError, match="no token that may be hidden"):
             mask_tokens(torch.ones(2, 3).long(), torch.zeros(2, 3).bool(), torch.Generator(), **MASKED)
+        with pytest.raises(ValueError, match="all of the 5 tokens are special"):
+            mask_tokens(
+                torch.ones(2, 3).long(),
+                torch.ones(2, 3).bool(),
+                torch.Generator(),
+                mask=4,
+                vocabulary=5,
+                special=SPECIAL,
+            )
 
 
 # Text k counts up from 100·k: what follows what, and what is from where, can be read off the tokens.

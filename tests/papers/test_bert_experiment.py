@@ -12,6 +12,7 @@ from allyouneed.evidence import SCALES, Context, Run, run
 from allyouneed.evidence.figures import svg
 from allyouneed.evidence.trial import Task
 from allyouneed.papers.bert import tasks, trials
+from allyouneed.papers.bert.baselines import CommonestTag
 from allyouneed.papers.bert.experiment import EXPERIMENT
 from allyouneed.papers.bert.figure import NAMES, STRATEGIES
 from allyouneed.papers.bert.pretraining import IGNORED
@@ -185,6 +186,36 @@ class TestTasks:
     def test_more_than_there_is_is_refused(self, source: Corpus) -> None:
         with pytest.raises(ValueError, match="test has no 2000 sentences"):
             tasks.prose(source, "test", 2000, 0, 30)
+
+
+class TestCommonestTag:
+    def test_is_that_of_each_word_as_it_is_spelled(self) -> None:
+        source = corpus(200)
+        examples = tasks.tagging(source, "train", 60, 0, 200)
+        known = {one.tokens: one for text in source.texts["train"] for one in text.sentences}
+        counts: dict[tuple[int, ...], list[int]] = {}
+        every: list[int] = []
+        for row in examples.tokens:
+            sentence = known[tuple(row[row != source.tokenizer.padding].tolist()[1:-1])]
+            begins = [0, *(end + 1 for end in sentence.ends[:-1])]
+            for begin, end, tag in zip(begins, sentence.ends, sentence.tags, strict=True):
+                counts.setdefault(sentence.tokens[begin : end + 1], []).append(tag)
+                every.append(tag)
+        right = sum(max(found.count(tag) for tag in found) for found in counts.values())
+        table = CommonestTag(source, examples)
+        assert table.accuracy(examples) == pytest.approx(right / len(every))
+        assert right < len(every)
+        found = table(examples)
+        assert torch.equal(found == IGNORED, examples.labels == IGNORED)
+        # A new word gets the tag that is commonest of all.
+        piece = examples.tokens.max() + 1
+        new = tasks.Examples(torch.full((1, 1), int(piece)), torch.zeros(1, 1), torch.zeros(1, 1).long())
+        assert every.count(int(table(new))) == max(every.count(tag) for tag in every)
+
+    def test_nothing_to_count_is_refused(self) -> None:
+        examples = tasks.tagging(corpus(200), "train", 3, 0, 20)
+        with pytest.raises(ValueError, match="no word of the examples has a tag"):
+            CommonestTag(corpus(200), examples._replace(labels=torch.full_like(examples.labels, IGNORED)))
 
 
 class TestFineTuning:

@@ -1,6 +1,6 @@
 """The two tasks of pre-training: words to restore, and whether one sentence follows another."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ class Masking:
     Attributes:
         rate: share of a row's tokens that are asked about.
         masked: share of those that become `[MASK]`.
-        random: share of those that become another token, any of the vocabulary.
+        random: share of those that become another token, any of the vocabulary that is not special.
         same: share of those that stay as they are.
     """
 
@@ -62,13 +62,15 @@ def mask_tokens(
     *,
     mask: int,
     vocabulary: int,
+    special: Collection[int],
     masking: Masking = Masking(),
 ) -> Masked:
     """Choose tokens to ask about, and hide them; the same generator state gives the same.
 
     Of each row as many are chosen as `masking.rate` says, rounded, and at least one.
 
-    Source: Devlin et al. 2019, section 3.1 and appendix A.1.
+    Source: Devlin et al. 2019, section 3.1 and appendix A.1. A random token is never a special one: `[PAD]` in the
+    place of a word would hide that place from attention.
 
     Args:
         tokens: rows of tokens.
@@ -76,11 +78,15 @@ def mask_tokens(
         generator: of all draws, on the CPU.
         mask: the token `[MASK]`.
         vocabulary: number of tokens, of which a random one is drawn.
+        special: those of them that are never drawn: the values of `tokenizer.special_tokens`.
         masking: how many, and what becomes of them.
 
     Raises:
-        ValueError: a row of which no token may be chosen.
+        ValueError: a row of which no token may be chosen, or a vocabulary of special tokens alone.
     """
+    ordinary = torch.tensor(sorted(set(range(vocabulary)) - set(special)), dtype=tokens.dtype)
+    if not len(ordinary):
+        raise ValueError(f"all of the {vocabulary} tokens are special ({sorted(special)}): none can replace a word")
     available = allowed.sum(1, keepdim=True)
     if not bool((available > 0).all()):
         raise ValueError("a row has no token that may be hidden: there must be one that is not special")
@@ -88,7 +94,7 @@ def mask_tokens(
     draws = torch.rand(tokens.shape, generator=generator).masked_fill(~allowed, 2.0)
     chosen = draws.argsort(1).argsort(1) < wanted
     fate = torch.rand(tokens.shape, generator=generator)
-    other = torch.randint(vocabulary, tokens.shape, generator=generator, dtype=tokens.dtype)
+    other = ordinary[torch.randint(len(ordinary), tokens.shape, generator=generator)]
     hidden = torch.where(
         fate < masking.masked, mask, torch.where(fate < masking.masked + masking.random, other, tokens)
     )

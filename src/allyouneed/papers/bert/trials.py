@@ -160,6 +160,7 @@ def pretrain(
             generator,
             mask=source.tokenizer.mask,
             vocabulary=config.vocabulary,
+            special=source.tokenizer.special_tokens.values(),
             masking=masking,
         )
         return (hidden.tokens, segments, hidden.targets, *((labels,) if config.next_sentence else ()))
