@@ -170,12 +170,16 @@ COMPILED = """
 import json, torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from allyouneed.papers.flash_attention import kernels
+from allyouneed.papers.flash_attention import backward_kernels, kernels
 from allyouneed.papers.flash_attention.triton_attention import triton_attention, usual_launches
 found = {}
 half, brain = torch.float16, torch.bfloat16
-for name, dtype, width in (("forward", half, 64), ("backward_keys", brain, 128), ("backward_queries", brain, 64)):
-    kernel, launch = getattr(kernels, name), getattr(usual_launches(width, dtype), name)
+for module, name, dtype, width in (
+    (kernels, "forward", half, 64),
+    (backward_kernels, "backward_keys", brain, 128),
+    (backward_kernels, "backward_queries", brain, 64),
+):
+    kernel, launch = getattr(module, name), getattr(usual_launches(width, dtype), name)
     settings = {"HEAD_WIDTH": width, "WIDTH": width, "QUERIES": launch.queries, "KEYS": launch.keys,
                 "CAUSAL": True, "PRECISION": "tf32"}
     names = kernel.arg_names

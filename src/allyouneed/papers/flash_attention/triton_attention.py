@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from . import kernels
+from . import backward_kernels, kernels
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 WIDEST = 128
@@ -88,16 +88,16 @@ class _TritonAttention(torch.autograd.Function):
         along = torch.empty_like(log_sum)
         rows = along.numel()
         widths = {"HEAD_WIDTH": query.shape[-1], "WIDTH": _padded(query.shape[-1])}
-        kernels.along[(triton.cdiv(rows, 64),)](output, upstream, along, rows, **widths, QUERIES=64)
+        backward_kernels.along[(triton.cdiv(rows, 64),)](output, upstream, along, rows, **widths, QUERIES=64)
         query_gradient, key_gradient, value_gradient = map(torch.empty_like, (query, key, value))
         sizes = (query.shape[-2], key.shape[-2], scale * math.log2(math.e), scale)
         inputs = (query, key, value, upstream, log_sum, along)
         launch = launches.backward_keys
-        kernels.backward_keys[_grid(key, launch.keys)](
+        backward_kernels.backward_keys[_grid(key, launch.keys)](
             *inputs, key_gradient, value_gradient, *sizes, **_compiled_for(query, causal, launch)
         )
         launch = launches.backward_queries
-        kernels.backward_queries[_grid(query, launch.queries)](
+        backward_kernels.backward_queries[_grid(query, launch.queries)](
             *inputs, query_gradient, *sizes, **_compiled_for(query, causal, launch)
         )
         return query_gradient, key_gradient, value_gradient, None, None, None

@@ -2,10 +2,8 @@
 
 import threading
 import time
-import warnings
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -21,28 +19,18 @@ from .paged import PagedCache, Segment, paged_logits
 from .requests import (
     FinishReason,
     Gathered,
-    RefusedError,
     Request,
     Statistics,
     StoppedError,
+    Ticket,
     TimeLimitError,
+    check_fits,
+    tell,
 )
-from .sampler import SequenceSampler, log_probabilities
+from .sampler import SequenceSampler, keep_prompt_logprobs
 from .scheduler import Scheduler
 from .sequences import ScheduledSequence, SequenceState
 from .speculation import Draft
-
-
-@dataclass(eq=False)
-class _Ticket:
-    """A request that is not answered yet."""
-
-    request: Request
-    deadline: float
-    open: set[int]
-    wanted: bool = True
-    # When it fails because the engine is being stopped.
-    stops_at: float = float("inf")
 
 
 class Engine:
@@ -100,7 +88,7 @@ class Engine:
         self._draft = draft
         self._vocabulary = model.vocabulary
         self._clock = clock
-        self._tickets: dict[int, _Ticket] = {}
+        self._tickets: dict[int, Ticket] = {}
         self._samplers: dict[SequenceState, SequenceSampler] = {}
         # Held by whoever changes who is waiting or running, but not while the model computes.
         self._changed = threading.Condition()
@@ -139,24 +127,13 @@ class Engine:
             QueueFullError: too many wait.
             StoppedError: the engine is being stopped.
         """
-        outside = next((token for token in request.prompt if not 0 <= token < self._vocabulary), None)
-        if outside is not None:
-            raise RefusedError(f"token {outside} is not in the vocabulary: ids are 0 to {self._vocabulary - 1}")
-        outside = next((token for token in request.sampling.logit_bias if token >= self._vocabulary), None)
-        if outside is not None:
-            raise RefusedError(f"logit_bias has token {outside}, but ids are 0 to {self._vocabulary - 1}")
-        context = self.model.context
-        if context is not None and len(request.prompt) + request.new_tokens > context:
-            raise RefusedError(
-                f"{len(request.prompt)} tokens of prompt and {request.new_tokens} new ones are more than the model's "
-                f"context of {context}"
-            )
+        check_fits(request, self._vocabulary, self.model.context)
         deadline = float("inf") if request.seconds is None else self._clock() + request.seconds
         with self._changed:
             if self._stopping is not None:
                 raise self._stopping
             number = self.scheduler.add(request).arrived
-            self._tickets[number] = _Ticket(request, deadline, set(range(request.choices)))
+            self._tickets[number] = Ticket(request, deadline, set(range(request.choices)))
             self._changed.notify_all()
         return number
 
@@ -273,7 +250,7 @@ class Engine:
             if not ticket.wanted:
                 self._forget(number)
                 for choice in sorted(ticket.open):
-                    _tell(ticket.request.listener.ended, choice, "cancelled")
+                    tell(ticket.request.listener.ended, choice, "cancelled")
             elif self._stopping is not None and now >= ticket.stops_at:
                 self._fail(number, self._stopping)
             elif now > ticket.deadline:
@@ -300,7 +277,7 @@ class Engine:
                 sequence.table.advance(sequence.tokens, len(work.tokens))
             elif not sequence.generated:
                 sequence.table.advance(sequence.tokens, len(work.tokens))
-                self._keep_prompt_logprobs(sequence, len(work.tokens), logits)
+                keep_prompt_logprobs(sequence, len(work.tokens), logits)
                 if sequence.table.length == len(sequence.tokens):
                     ended = self._begin(sequence, logits[-1:])
             else:
@@ -318,18 +295,6 @@ class Engine:
                     del self._samplers[own]
         except Exception as error:
             self._fail(sequence.arrived, error)
-
-    def _keep_prompt_logprobs(self, sequence: SequenceState, count: int, logits: Float[Tensor, "_ vocabulary"]) -> None:
-        """Keep what the last tokens' logits say of those that follow them in the prompt, unless it is known."""
-        request = sequence.request
-        if request.prompt_logprobs is None:
-            return
-        # A sequence that lost its blocks comes by here again.
-        known = sequence.table.length - count
-        skipped = min(len(sequence.prompt_logprobs) - known, count)
-        following = list(request.prompt[known + 1 + skipped : sequence.table.length + 1])
-        rows = logits[skipped : skipped + len(following)]
-        sequence.prompt_logprobs += log_probabilities(rows, following, request.prompt_logprobs)
 
     def _begin(self, sequence: SequenceState, logits: Float[Tensor, "1 vocabulary"]) -> list[SequenceState]:
         """Begin all choices of a request whose prompt is computed, and give those that have ended at once."""
@@ -369,20 +334,12 @@ class Engine:
 
     def _fail(self, number: int, error: Exception) -> None:
         if (ticket := self._forget(number)) is not None:
-            _tell(ticket.request.listener.failed, error)
+            tell(ticket.request.listener.failed, error)
 
-    def _forget(self, number: int) -> _Ticket | None:
+    def _forget(self, number: int) -> Ticket | None:
         """Give back all that a request has."""
         with self._changed:
             for sequence in [sequence for sequence in self.scheduler if sequence.arrived == number]:
                 self.scheduler.remove(sequence)
                 self._samplers.pop(sequence, None)
             return self._tickets.pop(number, None)
-
-
-def _tell(told: Callable[..., Any], *what: Any) -> None:
-    """Tell a listener what it cannot change; that it fails must not concern others."""
-    try:
-        told(*what)
-    except Exception as error:
-        warnings.warn(f"a listener failed: {error!r}", stacklevel=2)

@@ -1,8 +1,9 @@
 """What an engine is asked, what it tells while it works, and how it refuses."""
 
-from collections.abc import Collection, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from allyouneed.text import Constraint, Sampling
 
@@ -182,3 +183,54 @@ class Statistics:
     waiting: int
     allocated_blocks: int
     total_blocks: int
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request that is not answered yet.
+
+    Attributes:
+        request: what was asked.
+        deadline: by the engine's clock, when it fails for its own time limit.
+        open: choices that have not ended.
+        wanted: whether anybody still waits for it.
+        stops_at: when it fails because the engine is being stopped.
+    """
+
+    request: Request
+    deadline: float
+    open: set[int]
+    wanted: bool = True
+    stops_at: float = float("inf")
+
+
+def check_fits(request: Request, vocabulary: int, context: int | None) -> None:
+    """Refuse what a model cannot compute.
+
+    Args:
+        request: what is asked for.
+        vocabulary: tokens of the model.
+        context: the most tokens that it reads; None where there is no bound.
+
+    Raises:
+        RefusedError: tokens that there are not, or more of them than the context has.
+    """
+    outside = next((token for token in request.prompt if not 0 <= token < vocabulary), None)
+    if outside is not None:
+        raise RefusedError(f"token {outside} is not in the vocabulary: ids are 0 to {vocabulary - 1}")
+    outside = next((token for token in request.sampling.logit_bias if token >= vocabulary), None)
+    if outside is not None:
+        raise RefusedError(f"logit_bias has token {outside}, but ids are 0 to {vocabulary - 1}")
+    if context is not None and len(request.prompt) + request.new_tokens > context:
+        raise RefusedError(
+            f"{len(request.prompt)} tokens of prompt and {request.new_tokens} new ones are more than the model's "
+            f"context of {context}"
+        )
+
+
+def tell(told: Callable[..., Any], *what: Any) -> None:
+    """Tell a listener what it cannot change; that it fails must not concern others."""
+    try:
+        told(*what)
+    except Exception as error:
+        warnings.warn(f"a listener failed: {error!r}", stacklevel=2)

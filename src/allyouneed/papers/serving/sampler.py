@@ -133,3 +133,16 @@ def _without_early_stops(
     logits = logits.clone()
     logits[:early, stop] = -torch.inf
     return logits
+
+
+def keep_prompt_logprobs(sequence: SequenceState, count: int, logits: Float[Tensor, "_ vocabulary"]) -> None:
+    """Keep what the last `count` tokens' logits say of those that follow them in the prompt, unless it is known."""
+    request = sequence.request
+    if request.prompt_logprobs is None:
+        return
+    # A sequence that lost its blocks comes by here again.
+    known = sequence.table.length - count
+    skipped = min(len(sequence.prompt_logprobs) - known, count)
+    following = list(request.prompt[known + 1 + skipped : sequence.table.length + 1])
+    rows = logits[skipped : skipped + len(following)]
+    sequence.prompt_logprobs += log_probabilities(rows, following, request.prompt_logprobs)
