@@ -196,6 +196,7 @@ CLAIMS = (
         paper_value="19.73 at 512 tokens, 18.40 at 3,512, 18.31 at 15,512 (WikiText-103, L = 512)",
         test=Better("largest_rise", arm="alibi", than=1.0, relative=True),
         scale_gap=f"{TINY} Lengths end at 1,024; the paper's larger models rise past 2L (Figure 6).",
+        sabotage="the arm has sinusoidal positions",
     ),
     Claim(
         id="sinusoidal_rises",
@@ -204,6 +205,7 @@ CLAIMS = (
         paper_value="20.05 at 512 tokens, 305.65 at 8,512",
         test=Better("rise_x16", arm="sinusoidal", than=1.0, margin=0.25, direction="higher", relative=True),
         scale_gap=f"{TINY} The rise is far smaller than the paper's; a longer training makes it larger.",
+        sabotage="the model has no positions",
     ),
     Claim(
         id="rotary_rises",
@@ -212,6 +214,7 @@ CLAIMS = (
         paper_value="20.07 at 512 tokens, 54.98 at 8,512",
         test=Better("rise_x16", arm="rotary", than=1.0, margin=0.25, direction="higher", relative=True),
         scale_gap=TINY,
+        sabotage="the model has no positions",
     ),
     Claim(
         id="half_the_length",
@@ -223,6 +226,7 @@ CLAIMS = (
             f"{TINY} The paper's own Table 5 has sinusoidal ahead at L = 64 (23.81 against 24.70): so short a training "
             "shows how fast the two learn more than how far they see."
         ),
+        sabotage="the arm has sinusoidal positions",
     ),
     Claim(
         id="half_the_length_faster",
@@ -231,6 +235,7 @@ CLAIMS = (
         paper_value="5.9 against 6.7 thousand GPU hours for 50,000 updates (1.3 B parameters, L = 1,024)",
         test=Better("step_seconds", arm="alibi", than="sinusoidal_double", relative=True),
         scale_gap="At 64 and 128 tokens attention is a small part of a step; its share grows with the length.",
+        sabotage="both are trained at 2L",
     ),
     Claim(
         id="half_the_length_less_memory",
@@ -239,6 +244,7 @@ CLAIMS = (
         paper_value="26.2 against 29.3 GB, 11 % less (1.3 B parameters, L = 1,024)",
         test=Better("plain_megabytes", arm="alibi", than="sinusoidal_double", relative=True),
         scale_gap="A fused attention kernel holds no such matrices: see fused_megabytes among the trials' metrics.",
+        sabotage="attention matrices are not held in memory",
     ),
     Claim(
         id="no_price_at_the_length",
@@ -247,6 +253,7 @@ CLAIMS = (
         paper_value="19.73 against 20.07 (L = 512; the T5 bias has 19.65)",
         test=Better("perplexity_x1", arm="alibi", than="rotary", relative=True),
         scale_gap=f"{TINY} Spelling may reward looking at an exact distance more than words do.",
+        sabotage="ALiBi and rotary are exchanged",
     ),
 )
 

@@ -60,6 +60,7 @@ CLAIMS = (
             "is left in a long one is not seen. Compute is counted in matrix products: on a CPU LLaMA's norm, gate and "
             "rotation take longer than that count says (see step_seconds among the trials' costs)."
         ),
+        sabotage="the blocks are exchanged",
     ),
     Claim(
         id="smaller_passes_larger",
@@ -74,6 +75,7 @@ CLAIMS = (
         ),
         test=Better("loss", arm="medium_whole", than="large_whole", margin=NATS),
         scale_gap=f"{TINY} Here each model's schedule ends where its compute does, which favours the large one.",
+        sabotage="both take as many steps, whatever a step costs",
     ),
     Claim(
         id="smallest_is_past_its_point",
@@ -85,6 +87,7 @@ CLAIMS = (
         paper_value=None,
         test=Better("loss", arm="medium_half", than="small_half"),
         scale_gap=f"{TINY} The point is found by comparing sizes at equal compute, and not by a fitted law.",
+        sabotage="the sizes are exchanged",
     ),
     Claim(
         id="smallest_goes_on_improving",
@@ -96,6 +99,7 @@ CLAIMS = (
             f"{TINY} The paper's curve is one training, whose falling learning rate is part of the improvement; here "
             "both trainings end on their own schedule."
         ),
+        sabotage="twice the compute buys no more steps",
     ),
 )
 
