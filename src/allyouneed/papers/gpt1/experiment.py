@@ -1,82 +1,129 @@
-"""Does pre-training as a language model help where labels are few, does each layer carry something, and why attention?
+"""Does pre-training as a language model help fine-tuning, more of it more, and does each layer carry something?
 
-Laptop: 10 to 20 minutes on 2 cores, by how busy they are: a transformer and an LSTM of 0.19 million parameters each
-read 0.8 million tokens, with three seeds, and are fine-tuned with 100, 1,000 and 4,000 examples of four tasks, beside a
-transformer that is not pre-trained. Expect a gain of several points in multiple choice with 4,000 examples, and
-elsewhere little or nothing.
+Laptop: about MINUTES of processor time: with each of five seeds a transformer and an LSTM of 0.13 million parameters
+are pre-trained once on up to 1.2 million tokens, and fine-tuned to tell how a sentence goes on. Expect some points more
+with pre-training than without, and an untuned model that comes to prefer the original order of words.
 """
 
 from dataclasses import replace
 
-from allyouneed.evidence import Better, Claim, Experiment, Scale
+from allyouneed.evidence import Better, Claim, Experiment, Reading, Scale, Trend
 
 from .figure import figure
-from .trials import TransferConfig, trial
+from .pretraining import PARTS
+from .trials import WHOLE, TransferConfig, trial
 
 Rates = tuple[float, float]
 """Of pre-training and of fine-tuning."""
 
 
-def arms(base: TransferConfig, transformer: Rates, lstm: Rates, none: float) -> dict[str, TransferConfig]:
-    """Give the rows of Table 5, each with rates of its own.
-
-    What is fine-tuned without the auxiliary loss, or with fewer layers, begins with the transformer's own weights.
-    """
+def arms(base: TransferConfig, transformer: Rates, lstm: Rates) -> dict[str, TransferConfig]:
+    """Give the rows of Table 5, each unlike the transformer in one thing; the LSTM has rates of its own."""
+    full = replace(base, learning_rate=transformer[0], fine_rate=transformer[1])
     return {
-        "transformer": replace(base, ablations=True, learning_rate=transformer[0], fine_rate=transformer[1]),
+        "transformer": replace(full, ablations=True),
+        "none": replace(full, pretrained=False),
+        "without_auxiliary": replace(full, auxiliary=0.0),
         "lstm": replace(base, model="lstm", learning_rate=lstm[0], fine_rate=lstm[1]),
-        "none": replace(base, pretrained=False, auxiliary=0.0, fine_rate=none),
     }
 
 
 SCALE = (
-    "0.19 million parameters and 0.8 million tokens of novels, addresses and the Brown corpus stand for 116.5 "
-    "million and 100 passes over 7,000 books."
+    "0.13 million parameters and 1.2 million tokens of novels, addresses and the Brown corpus stand for 116.5 "
+    "million and 100 passes over 7,000 books; one task, halves of sentences, for twelve."
 )
-LATE = (
-    f"{SCALE} Where two texts must be compared, a model first has to learn to compare tokens, which takes more text "
-    "than there is here."
-)
-AVERAGE = "74.7 against 59.9 (average of eight tasks with 2,490 to about 392,000 examples)"
-TABLE_5 = "Table 5, w/ aux LM (full) against w/o pre-training"
-
-
-def pretraining_helps(id: str, metric: str, where: str, paper_value: str = AVERAGE, source: str = TABLE_5) -> Claim:
-    """Claim that an accuracy is higher with pre-training than without."""
-    return Claim(
-        id=f"pretraining_helps_{id}",
-        statement=f"Pre-training beats none {where}.",
-        source=f"{source}; with so few examples not in the paper",
-        paper_value=paper_value,
-        test=Better(metric, arm="transformer", than="none", direction="higher"),
-        scale_gap=LATE,
-    )
-
+LAYERS = 3
+"""Of the laptop's transformer."""
+PARTS_OF = {part: f"continuation_part_{part}_accuracy" for part in PARTS[1:-1]} | {WHOLE: "continuation_accuracy"}
+"""What is measured after so many eighths of pre-training."""
 
 CLAIMS = (
-    pretraining_helps("with_few", "average_few", "on the average of four kinds of task, with 100 labelled examples"),
-    pretraining_helps("with_some", "average_some", "on that average with 1,000 labelled examples"),
-    pretraining_helps("with_most", "average_most", "on that average with 4,000 labelled examples"),
-    pretraining_helps(
-        "classification",
-        "sentiment",
-        "in classification: sentiment, mean over 100, 1,000 and 4,000 examples",
-        "91.3 against 84.0 % (SST-2)",
-    ),
-    pretraining_helps(
-        "choice",
-        "choice",
-        "in multiple choice: QASC, mean over 100, 1,000 and 4,000 examples",
-        "about 60 against 40 % (RACE; read off the figure)",
-        "Figure 2 (left), all layers transferred against none",
+    Claim(
+        id="pretraining_raises_accuracy",
+        statement="Fine-tuned to tell a sentence's second half from another's, a pre-trained transformer is right more "
+        "often than one that was not pre-trained.",
+        source="Table 5, w/ aux LM (full) against w/o pre-training; the task and the few examples: not in the paper",
+        paper_value="74.7 against 59.9 (average of eight tasks)",
+        test=Better("continuation_accuracy", arm="transformer", than="none", direction="higher"),
+        scale_gap=SCALE,
+        sabotage="nothing is transferred",
     ),
     Claim(
-        id="each_layer_adds",
-        statement="In multiple choice, accuracy rises with the number of layers that are transferred.",
+        id="pretraining_lowers_nats",
+        statement="In the same comparison the pre-trained one gives the right half a higher likelihood.",
+        source="Section 5, Table 5; likelihoods: not in the paper",
+        paper_value="74.7 against 59.9 (average of eight tasks; accuracy, correlation, F1)",
+        test=Better("continuation_nats", arm="transformer", than="none", direction="lower"),
+        scale_gap=SCALE,
+        sabotage="nothing is transferred",
+    ),
+    Claim(
+        id="gain_grows_with_pretraining",
+        statement="The longer the pre-training, from 1/8 to all of its steps, the higher the fine-tuned accuracy.",
+        source="Section 5; fine-tuning along pre-training: not in the paper",
+        test=Trend(
+            "continuation_accuracy",
+            {Reading("transformer", metric=name): float(part) for part, name in PARTS_OF.items()},
+            law="logarithmic",
+            above=0.0,
+        ),
+        scale_gap=f"{SCALE} The weights along the way are those of one schedule, at rates that are still high.",
+        sabotage="every part gives the same weights",
+    ),
+    Claim(
+        id="layers_each_add",
+        statement="Accuracy rises with the number of layers that are transferred, from embeddings alone to all.",
         source="Section 5, Figure 2 (left)",
         paper_value="about 42 to 60 % from embeddings to 12 layers on RACE, 75 to 82 on MultiNLI (read off the figure)",
-        test=Better("layer_slope", arm="transformer", than=0.0, direction="higher"),
-        scale_gap=f"{SCALE} There are three layers, and the slope is over 0 to 3 of them with 4,000 examples.",
+        test=Trend(
+            "continuation_accuracy",
+            {
+                **{Reading("transformer", metric=f"continuation_layers_{n}_accuracy"): float(n) for n in range(LAYERS)},
+                Reading("transformer"): float(LAYERS),
+            },
+            law="linear",
+            above=0.0,
+        ),
+        scale_gap=f"{SCALE} There are {LAYERS} layers, not 12.",
+        sabotage="no layer is transferred, whatever is asked for",
+    ),
+    Claim(
+        id="zero_shot_grows_with_pretraining",
+        statement="Without fine-tuning, the language model prefers the original order of words to one with two "
+        "neighbours exchanged, and the more so the longer it is pre-trained.",
+        source="Section 5, Figure 2 (right): the heuristic for CoLA, on pairs; the pairs: not in the paper",
+        paper_value="rises on four tasks; on CoLA to about 0.43 of the way from chance to the best single model (read off the figure)",
+        test=Trend(
+            "zero_shot_8",
+            {Reading("transformer", metric=f"zero_shot_{part}"): float(part) for part in PARTS[1:]},
+            law="logarithmic",
+            above=0.0,
+            # What rises towards a ceiling follows no law closely; that it rises is what is asked.
+            least_r_squared=0.5,
+        ),
+        scale_gap=f"{SCALE} A bigram model of the same text does as well; both are shown.",
+        sabotage="every part gives the same weights",
+    ),
+    Claim(
+        id="transformer_beats_lstm_fairly_read",
+        statement="The transformer beats LSTM cells of as many parameters, pre-trained on as many tokens and read "
+        "through the last, mean and largest states.",
+        source="Table 5, w/ aux LM (full) against LSTM w/ aux LM; equal parameters and this read-out: not in the paper",
+        paper_value="74.7 against 69.1 (average of eight tasks; the LSTM is one layer of 2,048 units)",
+        test=Better("continuation_accuracy", arm="transformer", than="lstm", direction="higher"),
+        scale_gap=f"{SCALE} Rows of 48 tokens have no long range to hold, for which the paper values attention.",
+        sabotage="the two exchange what they score",
+    ),
+    Claim(
+        id="auxiliary_keeps_the_language_model",
+        statement="Fine-tuned with the auxiliary objective, the model predicts the task's words better by 0.1 nats a "
+        "token or more than when fine-tuned on labels alone.",
+        source="Section 3.2, equation 5; what is kept of the language model: not in the paper",
+        test=Better(
+            "continuation_language_nats", arm="transformer", than="without_auxiliary", margin=0.1, direction="lower"
+        ),
+        scale_gap=f"{SCALE} What the paper says, that it helps larger data sets' accuracy, is not asked.",
+        sabotage="the fine-tuning loss leaves the auxiliary term out",
     ),
 )
 
@@ -92,26 +139,25 @@ EXPERIMENT = Experiment(
                     vocabulary=300,
                     share=0.002,
                     width=16,
-                    layers=2,
+                    layers=LAYERS,
                     heads=2,
                     cell_width=34,
                     length=64,
                     batch=2,
-                    steps=3,
-                    sizes=(8, 16, 32),
-                    epochs=(1, 1, 1),
+                    steps=8,
+                    examples=16,
+                    epochs=1,
                     fine_batch=8,
                     scored=20,
                 ),
                 transformer=(4e-3, 4e-3),
                 lstm=(4e-3, 4e-3),
-                none=2e-3,
             ),
             seeds=1,
         ),
         "laptop": Scale(
-            arms(TransferConfig(), transformer=(6e-3, 4e-3), lstm=(3.2e-2, 1.6e-2), none=2e-3),
-            seeds=3,
+            arms(TransferConfig(layers=LAYERS), transformer=(6e-3, 2e-3), lstm=(3.2e-2, 2e-3)),
+            seeds=5,
         ),
         "gpu": Scale(
             arms(
@@ -119,23 +165,21 @@ EXPERIMENT = Experiment(
                     vocabulary=8192,
                     share=1.0,
                     width=384,
-                    layers=6,
+                    layers=LAYERS,
                     heads=6,
-                    cells=1,
                     cell_width=1408,
                     length=128,
                     batch=128,
                     steps=3000,
-                    sizes=(100, 1000, 5000),
-                    epochs=(10, 3, 3),
+                    examples=5000,
+                    epochs=3,
                     fine_batch=32,
                     scored=3000,
                 ),
                 transformer=(5e-4, 1e-4),
                 lstm=(2e-3, 2e-4),
-                none=1e-4,
             ),
-            seeds=3,
+            seeds=5,
             device="cuda",
             precision="bf16-mixed",
         ),

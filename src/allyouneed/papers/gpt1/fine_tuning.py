@@ -93,7 +93,8 @@ class FineTuned(Pretrained):
         self.body = body
         self.padding = padding
         self.dropout = nn.Dropout(dropout)
-        self.score = nn.Linear(body.embedding.embedding_dim, outputs, bias=bias)
+        width = body.embedding.embedding_dim if isinstance(body, GPT1) else 3 * body.cells.hidden_size
+        self.score = nn.Linear(width, outputs, bias=bias)
         nn.init.normal_(self.score.weight, std=body.config.deviation if isinstance(body, GPT1) else body.deviation)
         if bias:
             nn.init.zeros_(self.score.bias)
@@ -103,8 +104,32 @@ class FineTuned(Pretrained):
         return self.logits(self.hidden(tokens), tokens)
 
     def hidden(self, tokens: Int[Tensor, "batch rows length"]) -> Float[Tensor, "batch rows length width"]:
-        """Give the vectors of all tokens; each row is read by itself."""
-        return self.body.hidden(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+        """Give the vectors of all tokens, of an LSTM its cell's states; each row is read by itself."""
+        flat = tokens.flatten(0, 1)
+        found = self.body.hidden(flat) if isinstance(self.body, GPT1) else self.body.states(flat)
+        return found.unflatten(0, tokens.shape[:2])
+
+    def predicting(
+        self, hidden: Float[Tensor, "batch rows length width"]
+    ) -> Float[Tensor, "batch rows length embedding_width"]:
+        """Give the vectors from which the next tokens' logits are read."""
+        return hidden if isinstance(self.body, GPT1) else self.body.project(hidden)
+
+    def read_out(
+        self, hidden: Float[Tensor, "batch rows length width"], tokens: Int[Tensor, "batch rows length"]
+    ) -> Float[Tensor, "batch rows read"]:
+        """Give what the linear layer reads of each row: a transformer's last vector, and of an LSTM three.
+
+        Those are the last state, the mean and the largest of each coordinate over the row (Howard & Ruder 2018, section
+        3.3), since no state can look back at all the others as attention does.
+        """
+        last = self.last(hidden, tokens)
+        if isinstance(self.body, GPT1):
+            return last
+        present = self.present(tokens)[..., None]
+        mean = (hidden * present).sum(2) / present.sum(2).clamp(min=1)
+        largest = hidden.masked_fill(~present, -torch.inf).amax(2)
+        return torch.cat([last, mean, largest.masked_fill(~present.any(2), 0.0)], -1)
 
     def logits(
         self, hidden: Float[Tensor, "batch rows length width"], tokens: Int[Tensor, "batch rows length"]
@@ -185,7 +210,7 @@ class Classifier(FineTuned):
         self, hidden: Float[Tensor, "batch rows length width"], tokens: Int[Tensor, "batch rows length"]
     ) -> Float[Tensor, "batch labels"]:
         """Give the logits of the labels."""
-        return self.score(self.dropout(self.last(hidden, tokens).sum(1)))
+        return self.score(self.dropout(self.read_out(hidden, tokens).sum(1)))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Classifier":
@@ -223,7 +248,7 @@ class Chooser(FineTuned):
         self, hidden: Float[Tensor, "batch rows length width"], tokens: Int[Tensor, "batch rows length"]
     ) -> Float[Tensor, "batch rows"]:
         """Give the scores of the options; -∞ for one that the example does not have."""
-        scores = self.score(self.dropout(self.last(hidden, tokens))).squeeze(-1)
+        scores = self.score(self.dropout(self.read_out(hidden, tokens))).squeeze(-1)
         return scores.masked_fill(~self.present(tokens).any(-1), -torch.inf)
 
     def weight_names(self) -> list[Name]:
@@ -267,6 +292,7 @@ def fine_tuning_loss(model: FineTuned, batch: tuple[Tensor, Tensor], *, auxiliar
     total = F.cross_entropy(model.logits(hidden, tokens).float(), labels, reduction="sum")
     if auxiliary:
         targets = tokens[..., 1:].masked_fill(~model.present(tokens)[..., 1:], IGNORED)
-        words = linear_cross_entropy(hidden[..., :-1, :], model.body.output_weight, targets, IGNORED)
+        read = model.predicting(hidden[..., :-1, :])
+        words = linear_cross_entropy(read, model.body.output_weight, targets, IGNORED)
         total = total + auxiliary * len(labels) * words / (targets != IGNORED).sum()
     return Loss(total, len(labels))

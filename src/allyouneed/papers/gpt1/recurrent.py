@@ -53,8 +53,15 @@ class RecurrentLanguageModel(nn.Module):
 
     def hidden(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
         """Give each token's vector, from which the logits are read; padding on the right changes nothing before it."""
-        read, _ = self.cells(self.dropout(self.embedding(tokens)))
-        return self.output(self.dropout(read))
+        return self.project(self.states(tokens))
+
+    def states(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length hidden"]:
+        """Give the states of the last cell behind each token, which is what fine-tuning reads."""
+        return self.cells(self.dropout(self.embedding(tokens)))[0]
+
+    def project(self, states: Float[Tensor, "*batch length hidden"]) -> Float[Tensor, "*batch length width"]:
+        """Project states to the embeddings' width."""
+        return self.output(self.dropout(states))
 
     @property
     def output_weight(self) -> Float[Tensor, "vocabulary width"]:

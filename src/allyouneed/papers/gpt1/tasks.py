@@ -1,4 +1,4 @@
-"""What the experiment reads: unlabelled prose, and four labelled tasks of BIG-bench, one for each transformation."""
+"""What the experiment reads: unlabelled prose, and two labelled tasks, a choice and a classification."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,16 +14,18 @@ from allyouneed.data.brown import brown
 from allyouneed.data.tasks import Example, task
 
 from .byte_pairs import EndOfWordBPE
-from .inputs import Examples, Row, Special, assemble, classification, entailment, multiple_choice, similarity
+from .inputs import Examples, Row, Special, assemble, classification, multiple_choice
 
-CHARACTERS = 4
-"""Of a quote and its claim for each token of a row, beyond which they are left out: seven in eight are too long."""
 LABELS: Mapping[str, tuple[str, ...]] = {
     "sentiment": ("ambivalent", "negative", "neutral", "positive"),
-    "entailment": ("False", "Neither", "True"),
-    "similarity": ("unrelated", "related"),
 }
 """Classes of each task but multiple choice."""
+TASK = "continuation"
+"""The task of the layers and of the parts of pre-training: the counterpart of RACE in Figure 2."""
+WORDS = (8, 24)
+"""Words, marks of punctuation among them, that a sentence of the Brown corpus has at least and at most."""
+LABELLED = 3
+"""One in so many texts of the Brown corpus is for labelled examples, and is not read in pre-training."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,19 +48,20 @@ class Corpus:
 
 @cache
 def corpus(vocabulary: int, share: float) -> Corpus:
-    """Read the beginnings of novels and addresses and the Brown corpus, and learn a vocabulary of this size from them.
+    """Read novels' and addresses' beginnings and two thirds of the Brown corpus's texts; learn a vocabulary from them.
 
     Args:
         vocabulary: tokens, without those that fine-tuning adds.
         share: of each novel and address that is read.
     """
     texts = [text[: int(share * len(text))] for text in documents("train")]
-    texts += ["\n".join(map(_typed, text.words)) for text in brown("train")]
+    read = [text for place, text in enumerate(brown("train")) if place % LABELLED]
+    texts += ["\n".join(map(typed, text.words)) for text in read]
     tokenizer = EndOfWordBPE.train(texts, vocabulary)
     return Corpus(tokenizer, torch.cat([tokenizer.encode_to_tensor(text) for text in texts]))
 
 
-def _typed(words: Sequence[str]) -> str:
+def typed(words: Sequence[str]) -> str:
     """Join words of the Brown corpus, whose quotes have two marks each; the tasks' do not."""
     return " ".join(words).replace("``", '"').replace("''", '"')
 
@@ -99,49 +102,39 @@ class Draw:
         for example in self.questions("sentiment"):
             yield classification(self.encode(example.text), self.special), example.label
 
-    def entailment(self) -> Iterator[Drawn]:
-        """Entailment: a quote of Wikipedia, and whether a claim is true, false or neither by it (VitaminC)."""
-        for example in self.questions("vitaminc"):
-            if len(example.text) > CHARACTERS * self.longest:
-                continue
-            quote, _, claim = example.text.partition("\nClaim:")
-            yield entailment(self.encode(quote), self.encode(claim), self.special), example.label
+    def sentences(self) -> list[tuple[str, ...]]:
+        """Give the Brown corpus's sentences of a usual length in the drawn order, none of which was pre-trained on."""
+        texts = brown(self.split)[:: LABELLED if self.split == "train" else 1]
+        found = [words for text in texts for words in text.words if WORDS[0] <= len(words) <= WORDS[1]]
+        self.random.shuffle(found)
+        return found
 
-    def similarity(self) -> Iterator[Drawn]:
-        """Similarity: two facts that a writer put together as related, or two that are of different pairs (QASC)."""
-        pairs = [example.text.split("Sentence2:") for example in self.questions("qasc_overlap")]
-        sentences = [(one.removeprefix("Sentence1:").strip(), other.strip()) for one, other in pairs]
-        together = set(sentences)
-        # Of the few that are scored each is asked about both ways.
-        both = self.split != "train"
-        for one, other in sentences:
-            kinds = [True, False] if both else [self.random.random() < 0.5]
-            for related in kinds:
-                second = other
-                while not related and (one, second) in together:
-                    second = self.random.choice(sentences)[1]
-                yield similarity(self.encode(one), self.encode(second), self.special), int(related)
+    def exchanged(self, words: Sequence[str]) -> Sequence[str]:
+        """Exchange two neighbouring words that are not the same, as Conneau et al. 2018 do (bigram shift)."""
+        places = [place for place in range(len(words) - 1) if words[place].lower() != words[place + 1].lower()]
+        if not places:
+            return words
+        place = self.random.choice(places)
+        return [*words[:place], words[place + 1], words[place], *words[place + 2 :]]
 
-    def choice(self) -> Iterator[Drawn]:
-        """Multiple choice: a fact and a question, which it answers, with the right answer and a wrong one (QASC)."""
-        for example in self.questions("qasc_wrong"):
-            asked, _, right = example.text.partition("\nCorrect Answer:")
-            # Of the few that are scored each is asked with every wrong answer.
-            wrong = example.answers if self.split != "train" else example.answers[:1]
-            for answer in wrong:
-                options = [self.encode(right), self.encode(answer)]
-                label = int(self.random.random() < 0.5)
-                rows = multiple_choice(self.encode(asked), options[:: 1 - 2 * label], self.special)
-                yield rows, label
+    def continuation(self) -> Iterator[Drawn]:
+        """Multiple choice: the first half of a sentence, with its second half and another's; after Story Cloze."""
+        sentences = self.sentences()
+        for place, words in enumerate(sentences):
+            other = sentences[place - 1]
+            first, *options = (
+                self.encode(typed(part))
+                for part in (words[: len(words) // 2], words[len(words) // 2 :], other[len(other) // 2 :])
+            )
+            label = int(self.random.random() < 0.5)
+            yield multiple_choice(first, options[:: 1 - 2 * label], self.special), label
 
 
 TASKS: Mapping[str, Callable[[Draw], Iterator[Drawn]]] = {
+    "continuation": Draw.continuation,
     "sentiment": Draw.sentiment,
-    "entailment": Draw.entailment,
-    "similarity": Draw.similarity,
-    "choice": Draw.choice,
 }
-"""One of each kind; similarity and multiple choice are made of the same facts."""
+"""The labels of the first come with the text, so that there are thousands to score."""
 
 
 @cache

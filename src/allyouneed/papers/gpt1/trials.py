@@ -1,38 +1,31 @@
-"""The trials: pre-train one model, then fine-tune it on four tasks with more and more labelled examples."""
+"""The trials: take a seed's pre-trained model, and fine-tune it on each task, whole and in part."""
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from statistics import mean
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from allyouneed.data import Split
-from allyouneed.data.batches import RandomWindows
 from allyouneed.evidence import Context
-from allyouneed.training import Cosine, Linear, Loss, TrainingConfig, next_token_loss, train
+from allyouneed.training import Linear, Loss, TrainingConfig, train
 
+from .baselines import Bigrams, bag_of_words, majority
 from .batches import OfOneLength, in_order_of_length, trimmed
 from .fine_tuning import Body, Chooser, Classifier, FineTuned, fine_tuning_loss, transfer
-from .gpt1 import GPT1, GPT1Config
 from .inputs import Examples
-from .recurrent import RecurrentLanguageModel
-from .tasks import LABELS, TASKS, Corpus, corpus, labelled
+from .pretraining import PARTS, PRETRAINED, PretrainingConfig
+from .tasks import LABELS, TASK, TASKS, Corpus, corpus, labelled
+from .zero_shot import likelihoods, pairs, preferred
 
 SCORED_SEED = 12_345
 """Of the examples that are scored, which are the same in all trials."""
-AMOUNTS = ("few", "some", "most")
-"""What the numbers of labelled examples are called in metrics."""
-CURVE = "choice"
-"""The task of the curve over the layers: the counterpart of RACE in Figure 2."""
-ALONE = ("sentiment", "choice")
-"""Tasks that are fine-tuned without the auxiliary loss as well."""
-WARM_UP = 0.3
-"""Share of the steps of pre-training: with a tenth a post-norm model learns little at rates that are good otherwise."""
+WHOLE = PARTS[-1]
+"""Eighths of pre-training that there are."""
 
 
 @dataclass(frozen=True)
@@ -41,23 +34,24 @@ class TransferConfig:
 
     Attributes:
         model: the transformer, or LSTM cells with as many parameters.
-        pretrained: whether it is pre-trained at all.
+        pretrained: whether the pre-trained weights are used; if not, those of the start are.
         auxiliary: λ, the weight of the language model's loss in fine-tuning.
-        ablations: whether it is also fine-tuned without that loss, and with fewer of its layers transferred.
-        learning_rate: of pre-training, at its peak; each arm's own.
-        fine_rate: of fine-tuning, at its peak; each arm's own.
+        ablations: whether it is also fine-tuned with fewer layers transferred and with less pre-training, and the
+            trivial baselines are measured.
+        learning_rate: of pre-training, at its peak; each model's own.
+        fine_rate: of fine-tuning, at its peak; each model's own, whether it is pre-trained or not.
         vocabulary: byte pairs, learned from the unlabelled text.
         share: of each novel and address that is read.
         width: of embeddings, and of the transformer's residual stream.
         layers: blocks.
         heads: attention heads.
-        cells: LSTM cells on top of each other.
+        cells: LSTM layers.
         cell_width: width of their states, by which both models have as many parameters.
         length: tokens of a row, in pre-training and in fine-tuning.
         batch: rows of a step of pre-training.
         steps: of pre-training.
-        sizes: labelled examples to fine-tune with: few, some and most.
-        epochs: passes over each of these numbers of examples.
+        examples: labelled, of each task.
+        epochs: passes over them.
         fine_batch: examples of a step of fine-tuning.
         dropout: in fine-tuning; unlabelled text is seen about once, and needs none.
         scored: examples of each task to score, where there are as many.
@@ -68,57 +62,30 @@ class TransferConfig:
     pretrained: bool = True
     auxiliary: float = 0.5
     ablations: bool = False
-    learning_rate: float = 4e-3
-    fine_rate: float = 1e-3
-    vocabulary: int = 2048
+    learning_rate: float = 6e-3
+    fine_rate: float = 4e-3
+    vocabulary: int = 1024
     share: float = 0.25
     width: int = 48
     layers: int = 3
     heads: int = 4
     cells: int = 1
     cell_width: int = 120
-    length: int = 64
-    batch: int = 8
-    steps: int = 1500
-    sizes: tuple[int, int, int] = (100, 1000, 4000)
-    epochs: tuple[int, int, int] = (6, 2, 1)
+    length: int = 48
+    batch: int = 12
+    steps: int = 4000
+    examples: int = 2000
+    epochs: int = 4
     fine_batch: int = 16
     dropout: float = 0.1
-    scored: int = 1000
+    scored: int = 2000
     split: Split = "test"
 
-    def __post_init__(self) -> None:
-        if not 0 < self.sizes[0] < self.sizes[1] < self.sizes[2]:
-            raise ValueError(f"sizes {self.sizes}: there must be few, some and most examples, more each time")
-
     @property
-    def deviation(self) -> float:
-        """Of initial weights: about the paper's 0.02 at its width of 768."""
-        return self.width**-0.5 / 2
-
-    def build(self, tokens: int, dropout: float) -> Body:
-        """Build a new model over so many tokens."""
-        if self.model == "lstm":
-            return RecurrentLanguageModel(
-                tokens, self.width, self.cell_width, layers=self.cells, dropout=dropout, deviation=self.deviation
-            )
-        return GPT1(
-            GPT1Config(
-                vocabulary=tokens,
-                positions=self.length,
-                width=self.width,
-                layers=self.layers,
-                heads=self.heads,
-                embedding_dropout=dropout,
-                attention_dropout=dropout,
-                residual_dropout=dropout,
-                deviation=self.deviation,
-            )
-        )
-
-    def fine_steps(self, amount: int) -> int:
-        """Steps of fine-tuning with the number of examples that stands at a place in `sizes`."""
-        return max(1, self.sizes[amount] * self.epochs[amount] // self.fine_batch)
+    def pretraining(self) -> PretrainingConfig:
+        """What of it decides the pre-trained model, which all arms of one model share."""
+        names = [field.name for field in dataclasses.fields(PretrainingConfig)]
+        return PretrainingConfig(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -126,100 +93,80 @@ class Job:
     """One fine-tuning.
 
     Attributes:
-        metric: what its accuracy is called.
+        name: of what is measured.
         task: what it is fine-tuned on.
-        amount: place of the number of labelled examples in `sizes`.
-        auxiliary: λ.
-        layers: blocks that are transferred; None for all that there is.
+        part: eighths of pre-training that the weights have had.
+        layers: blocks that are transferred; None for all that there are.
     """
 
-    metric: str
+    name: str
     task: str
-    amount: int
-    auxiliary: float
+    part: int = WHOLE
     layers: int | None = None
 
 
 def jobs(config: TransferConfig) -> list[Job]:
     """List what an arm is fine-tuned for."""
-    amounts = list(enumerate(AMOUNTS))
-    found = [Job(f"{task}_{name}", task, amount, config.auxiliary) for task in TASKS for amount, name in amounts]
+    found = [Job(task, task) for task in TASKS]
     if config.ablations:
-        found += [Job(f"alone_{task}_{name}", task, amount, 0.0) for task in ALONE for amount, name in amounts]
-        most = len(AMOUNTS) - 1
-        found += [Job(f"layers_{count}", CURVE, most, config.auxiliary, count) for count in range(config.layers)]
+        found += [Job(f"{TASK}_layers_{count}", TASK, layers=count) for count in range(config.layers)]
+        found += [Job(f"{TASK}_part_{part}", TASK, part) for part in PARTS[1:-1]]
     return found
 
 
 def trial(config: TransferConfig, context: Context) -> Mapping[str, float]:
-    """Pre-train, fine-tune on each task with each number of examples, and score on held-out examples."""
+    """Ask the pre-trained models without fine-tuning, then fine-tune them, and score on held-out examples."""
     source = corpus(config.vocabulary, config.share)
+    folder = context.stage(PRETRAINED, config.pretraining)
+    metrics = {"parameters": float(sum(value.numel() for value in config.pretraining.load(folder, 0).parameters()))}
+    asked = pairs(source, config.split, SCORED_SEED, config.length, config.scored)
+    for part in PARTS if config.pretrained else (0,):
+        body = config.pretraining.load(folder, part).eval()
+        metrics[f"zero_shot_{part}"] = preferred(body, asked)
+        metrics[f"held_out_nats_{part}"] = held_out_nats(body, asked)
+    if config.ablations:
+        metrics |= baselines(config, source, context.seed)
+        metrics["zero_shot_bigrams"] = preferred(Bigrams(source.tokens, config.vocabulary), asked)
     planned = jobs(config)
-    pretraining = config.steps if config.pretrained else 0
-    whole = pretraining + sum(config.fine_steps(job.amount) for job in planned)
-    done = 0
 
-    def log(step: int, steps: int, **values: float) -> None:
-        context.log(done + step, whole, **values)
+    def log(place: int, step: int, steps: int, **values: float) -> None:
+        context.log(place * steps + step, len(planned) * steps, **values)
 
-    body, metrics = pretrain(config, source, context, log)
-    done = pretraining
-    for job in planned:
-        metrics[job.metric] = fine_tune(body, config, source, job, context, log)
-        done += config.fine_steps(job.amount)
-    return metrics | summary(config, metrics)
+    for place, job in enumerate(planned):
+        body = config.pretraining.load(folder, job.part)
+        metrics |= fine_tune(body, config, source, job, context, partial(log, place))
+    return metrics
 
 
-def summary(config: TransferConfig, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Give the means, differences and slopes that claims are about."""
-    found = {task: mean(metrics[f"{task}_{name}"] for name in AMOUNTS) for task in TASKS}
-    found |= {f"average_{name}": mean(metrics[f"{task}_{name}"] for task in TASKS) for name in AMOUNTS}
-    whole = metrics[f"{CURVE}_{AMOUNTS[-1]}"]
-    if not config.ablations:
-        # Under the name of what embeddings alone are worth to a pre-trained model, with which it is paired.
-        return found | {"layers_0": whole}
-    gains = [mean(metrics[f"{task}_{name}"] - metrics[f"alone_{task}_{name}"] for task in ALONE) for name in AMOUNTS]
-    curve = [*(metrics[f"layers_{count}"] for count in range(config.layers)), whole]
-    return {
-        **found,
-        **{f"auxiliary_gain_{name}": gain for name, gain in zip(AMOUNTS, gains, strict=True)},
-        "auxiliary_slope": slope(np.log10(config.sizes), gains),
-        f"layers_{config.layers}": whole,
-        "layer_slope": slope(range(len(curve)), curve),
-    }
+@torch.no_grad()
+def held_out_nats(body: Body, asked: tuple[tuple[list[int], list[int]], ...]) -> float:
+    """Give the language model's loss a token on the scored sentences as they were written."""
+    rows = [original for original, _ in asked]
+    found = [likelihoods(body, rows[start : start + 64]) for start in range(0, len(rows), 64)]
+    return -float(torch.cat(found).mean())
 
 
-def slope(x: npt.ArrayLike, y: Sequence[float]) -> float:
-    """Give the slope of the least-squares line."""
-    return float(np.polyfit(np.asarray(x, dtype=float), np.asarray(y), 1)[0])
-
-
-def pretrain(
-    config: TransferConfig, source: Corpus, context: Context, log: Callable[..., None]
-) -> tuple[Body | None, dict[str, float]]:
-    """Train a language model on the unlabelled text; return it, and its loss at the end."""
-    model = config.build(config.vocabulary, 0.0)
-    found: dict[str, float] = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
-    if not config.pretrained:
-        return None, found
-    result = train(
-        model,
-        RandomWindows(source.tokens, config.length, config.batch, context.seed),
-        next_token_loss,
-        TrainingConfig(
-            config.steps,
-            config.learning_rate,
-            schedule=Cosine(warmup=max(1, int(WARM_UP * config.steps))),
-            weight_decay=0.01,
-            betas=(0.9, 0.999),
-        ),
-        fabric=context.fabric,
-        checkpoint=context.checkpoint,
-        log=log,
+def drawn(config: TransferConfig, source: Corpus, task: str, seed: int) -> tuple[Examples, Examples]:
+    """Give the labelled examples to fine-tune on and those to score, which no seed changes."""
+    return (
+        labelled(task, "train", source, seed, config.length, config.examples),
+        labelled(task, config.split, source, SCORED_SEED, config.length, config.scored),
     )
-    context.costs["pretraining_step_seconds"] = float(result.step_seconds.median())
-    found["pretraining_loss"] = float(result.losses[-max(1, config.steps // 10) :].mean())
-    return model, found
+
+
+def baselines(config: TransferConfig, source: Corpus, seed: int) -> dict[str, float]:
+    """Measure what the commonest label and the bag of words give on the same examples."""
+    found: dict[str, float] = {}
+    for task in TASKS:
+        examples, scored = drawn(config, source, task, seed)
+        found[f"{task}_majority"] = majority(scored)
+        found[f"{task}_bag_of_words"] = bag_of_words(examples, scored, config.vocabulary)
+    return found
+
+
+def fine_steps(config: TransferConfig) -> int:
+    """Steps of each fine-tuning."""
+    return max(1, config.examples * config.epochs // config.fine_batch)
 
 
 def head_of(config: TransferConfig, body: Body, task: str) -> FineTuned:
@@ -230,27 +177,21 @@ def head_of(config: TransferConfig, body: Body, task: str) -> FineTuned:
 
 
 def fine_tune(
-    pretrained: Body | None,
-    config: TransferConfig,
-    source: Corpus,
-    job: Job,
-    context: Context,
-    log: Callable[..., None],
-) -> float:
-    """Fine-tune a copy of a model on a task with some number of examples; return its accuracy on held-out ones."""
+    pretrained: Body, config: TransferConfig, source: Corpus, job: Job, context: Context, log: Callable[..., None]
+) -> dict[str, float]:
+    """Fine-tune a copy of a model on a task; return what it then scores on held-out examples."""
     torch.manual_seed(context.seed)
-    body = config.build(config.vocabulary + len(source.special), config.dropout)
-    if pretrained is not None:
-        transfer(pretrained, body.to(context.fabric.device), job.layers)
+    body = config.pretraining.build(config.vocabulary + len(source.special), config.dropout)
+    if config.pretrained:
+        transfer(pretrained, body, job.layers)
+    body.to(context.fabric.device)
     model = head_of(config, body, job.task)
-    # The most examples are drawn, of which fewer are the first.
-    drawn = labelled(job.task, "train", source, context.seed, config.length, max(config.sizes))
-    examples = Examples(*(part[: config.sizes[job.amount]] for part in drawn))
-    steps = config.fine_steps(job.amount)
+    examples, scored = drawn(config, source, job.task, context.seed)
+    steps = fine_steps(config)
     train(
         model,
         OfOneLength(examples, min(config.fine_batch, len(examples.labels)), context.seed),
-        partial(loss_of, auxiliary=job.auxiliary),
+        partial(loss_of, auxiliary=config.auxiliary),
         TrainingConfig(
             steps,
             config.fine_rate,
@@ -261,7 +202,7 @@ def fine_tune(
         fabric=context.fabric,
         log=log,
     )
-    return accuracy(model, labelled(job.task, config.split, source, SCORED_SEED, config.length, config.scored), context)
+    return {f"{job.name}_{name}": value for name, value in score(model, scored, context).items()}
 
 
 def loss_of(model: FineTuned, batch: tuple[Tensor, Tensor], *, auxiliary: float) -> Loss:
@@ -271,12 +212,22 @@ def loss_of(model: FineTuned, batch: tuple[Tensor, Tensor], *, auxiliary: float)
 
 
 @torch.no_grad()
-def accuracy(model: FineTuned, examples: Examples, context: Context) -> float:
-    """Give the share of examples of which the model finds the label."""
+def score(model: FineTuned, examples: Examples, context: Context) -> dict[str, float]:
+    """Give the share of examples of which the model finds the label, and its loss on labels and on tokens, in nats."""
     model.to(context.fabric.device).eval()
-    right = 0
+    right, nats, words, batches = 0, 0.0, 0.0, 0
     for tokens, labels in in_order_of_length(examples):
         tokens, labels = context.fabric.to_device((trimmed(tokens), labels))
         with context.fabric.autocast():
-            right += int((model(tokens).argmax(-1) == labels).sum())
-    return right / len(examples.labels)
+            logits = model(tokens).float()
+        total = float(F.cross_entropy(logits, labels, reduction="sum"))
+        # With λ = 1 the language model's mean is added, once an example.
+        words += (float(fine_tuning_loss(model, (tokens, labels), auxiliary=1.0).total) - total) / len(labels)
+        right += int((logits.argmax(-1) == labels).sum())
+        nats += total
+        batches += 1
+    return {
+        "accuracy": right / len(examples.labels),
+        "nats": nats / len(examples.labels),
+        "language_nats": words / batches,
+    }
