@@ -21,20 +21,30 @@ def majority(examples: Examples) -> float:
 def bag_of_words(train: Examples, scored: Examples, vocabulary: int) -> float:
     """Give the accuracy of naive Bayes on the tokens that rows hold, in whatever order.
 
-    A classification has one row. Of several rows, options to choose from, each is judged by itself as right or wrong.
+    Each option to choose from is judged by itself as right or wrong.
     """
-    classes = int(train.labels.max()) + 1
-    options = train.tokens.shape[1]
-    if options > 1:
-        right = torch.arange(options) == train.labels[:, None]
-        train, classes = Examples(train.tokens.flatten(0, 1)[:, None], right.long().flatten()), 2
-    seen = _bags(train.tokens, vocabulary)[:, 0]
-    member = torch.nn.functional.one_hot(train.labels, classes).to(seen)
-    counts = member.T @ seen + 1
+    right = torch.arange(train.tokens.shape[1]) == train.labels[:, None]
+    member = torch.nn.functional.one_hot(right.long().flatten(), 2).double()
+    counts = member.T @ _bags(train.tokens, vocabulary).flatten(0, 1) + 1
     log_likelihoods = (counts / counts.sum(-1, keepdim=True)).log()
-    scores = _bags(scored.tokens, vocabulary) @ log_likelihoods.T + member.mean(0).log()
-    chosen = (scores[..., 1] - scores[..., 0]).argmax(-1) if options > 1 else scores[:, 0].argmax(-1)
+    scores = _bags(scored.tokens, vocabulary) @ log_likelihoods.T
+    chosen = (scores[..., 1] - scores[..., 0]).argmax(-1)
     return float((chosen == scored.labels).double().mean())
+
+
+def likelier_option(model: "Bigrams", scored: Examples, special: Special) -> float:
+    """Give the accuracy of choosing the option whose tokens are likelier on average, each after the one before it."""
+    right = 0
+    for rows, label in zip(scored.tokens.tolist(), scored.labels.tolist(), strict=True):
+        found = []
+        for row in rows:
+            border, end = row.index(special.delimiter), row.index(special.extract)
+            # Without the added tokens; the option begins behind the text's last token.
+            text = torch.tensor([*row[border - 1 : border], *row[border + 1 : end]])
+            after = model(text[None, :-1])[0]
+            found.append(float(after.gather(-1, text[1:, None]).mean()))
+        right += found.index(max(found)) == label
+    return right / len(scored.labels)
 
 
 def _bags(tokens: Int[Tensor, "examples rows length"], vocabulary: int) -> Float[Tensor, "examples rows vocabulary"]:

@@ -7,7 +7,6 @@ from allyouneed.evidence import TrialResult
 from allyouneed.evidence.figures import draw_curves, panels
 
 from .pretraining import PARTS
-from .tasks import TASK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,19 +64,19 @@ def baselines(trials: Sequence[TrialResult]) -> tuple[list[TrialResult], list[Tr
         if "zero_shot_bigrams" in trial.metrics:
             level = {f"zero_shot_{part}": trial.metrics["zero_shot_bigrams"] for part in PARTS}
             bigrams.append(TrialResult("bigrams", trial.seed, trial.config, level, {}, 0.0))
-            share = {f"{TASK}_accuracy": trial.metrics[f"{TASK}_bag_of_words"]}
+            share = {"accuracy": trial.metrics["bag_of_words"]}
             words.append(TrialResult("bag_of_words", trial.seed, trial.config, share, {}, 0.0))
     return bigrams, words
 
 
 def over_layers(trial: TrialResult) -> dict[float, float]:
     """Give the accuracy with so many layers transferred, level where no number of them was tried."""
-    whole = trial.metrics[f"{TASK}_accuracy"]
+    whole = trial.metrics["accuracy"]
     counts = range(trial.config["layers"] + 1)
-    return {float(count): trial.metrics.get(f"{TASK}_layers_{count}_accuracy", whole) for count in counts}
+    return {float(count): trial.metrics.get(f"layers_{count}_accuracy", whole) for count in counts}
 
 
 def over_parts(trial: TrialResult) -> dict[float, float]:
     """Give the accuracy after so much of pre-training, level where no part of it was tried."""
-    whole = trial.metrics[f"{TASK}_accuracy"]
-    return {part / PARTS[-1]: trial.metrics.get(f"{TASK}_part_{part}_accuracy", whole) for part in PARTS[1:]}
+    whole = trial.metrics["accuracy"]
+    return {part / PARTS[-1]: trial.metrics.get(f"part_{part}_accuracy", whole) for part in PARTS[1:]}

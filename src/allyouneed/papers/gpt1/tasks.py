@@ -1,7 +1,7 @@
-"""What the experiment reads: unlabelled prose, and two labelled tasks, a choice and a classification."""
+"""What the experiment reads: unlabelled prose, and labelled examples of how a sentence goes on."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -11,17 +11,10 @@ from torch import Tensor
 
 from allyouneed.data import Split, documents
 from allyouneed.data.brown import brown
-from allyouneed.data.tasks import Example, task
 
 from .byte_pairs import EndOfWordBPE
-from .inputs import Examples, Row, Special, assemble, classification, multiple_choice
+from .inputs import Examples, Row, Special, assemble, multiple_choice
 
-LABELS: Mapping[str, tuple[str, ...]] = {
-    "sentiment": ("ambivalent", "negative", "neutral", "positive"),
-}
-"""Classes of each task but multiple choice."""
-TASK = "continuation"
-"""The task of the layers and of the parts of pre-training: the counterpart of RACE in Figure 2."""
 WORDS = (8, 24)
 """Words, marks of punctuation among them, that a sentence of the Brown corpus has at least and at most."""
 LABELLED = 3
@@ -71,10 +64,10 @@ Drawn = tuple[list[Row], int]
 
 
 class Draw:
-    """Examples of a task's split in an order that a seed decides, so that fewer of them are the first of more.
+    """Examples of a split in an order that a seed decides, so that fewer of them are the first of more.
 
     Args:
-        split: of the task.
+        split: of the Brown corpus.
         source: whose tokenizer to use.
         seed: of the order, and of what is drawn beside it.
         longest: tokens of a row; what is much longer need not be encoded.
@@ -87,20 +80,9 @@ class Draw:
         self.tokenizer = source.tokenizer
         self.random = random.Random(seed)
 
-    def questions(self, name: str) -> list[Example]:
-        """Give a task's examples in the drawn order."""
-        drawn = list(task(name, self.split).examples)
-        self.random.shuffle(drawn)
-        return drawn
-
     def encode(self, text: str) -> list[int]:
         """Give a text's tokens."""
         return self.tokenizer.encode(text)
-
-    def sentiment(self) -> Iterator[Drawn]:
-        """Classification: opinions, which are positive, negative, neutral or ambivalent (multiemo)."""
-        for example in self.questions("sentiment"):
-            yield classification(self.encode(example.text), self.special), example.label
 
     def sentences(self) -> list[tuple[str, ...]]:
         """Give the Brown corpus's sentences of a usual length in the drawn order, none of which was pre-trained on."""
@@ -117,7 +99,7 @@ class Draw:
         place = self.random.choice(places)
         return [*words[:place], words[place + 1], words[place], *words[place + 2 :]]
 
-    def continuation(self) -> Iterator[Drawn]:
+    def continuations(self) -> Iterator[Drawn]:
         """Multiple choice: the first half of a sentence, with its second half and another's; after Story Cloze."""
         sentences = self.sentences()
         for place, words in enumerate(sentences):
@@ -130,27 +112,22 @@ class Draw:
             yield multiple_choice(first, options[:: 1 - 2 * label], self.special), label
 
 
-TASKS: Mapping[str, Callable[[Draw], Iterator[Drawn]]] = {
-    "continuation": Draw.continuation,
-    "sentiment": Draw.sentiment,
-}
-"""The labels of the first come with the text, so that there are thousands to score."""
-
-
 @cache
-def labelled(kind: str, split: Split, source: Corpus, seed: int, longest: int, count: int) -> Examples:
-    """Draw examples whose rows are not longer than the model reads; all that there are where they are fewer.
+def labelled(split: Split, source: Corpus, seed: int, longest: int, count: int) -> Examples:
+    """Draw choices whose rows are not longer than the model reads; all that there are where they are fewer.
+
+    The labels come with the text, so that there are thousands to score.
 
     Raises:
         ValueError: no example is short enough.
     """
     kept: list[Drawn] = []
-    for rows, label in TASKS[kind](Draw(split, source, seed, longest)):
+    for rows, label in Draw(split, source, seed, longest).continuations():
         if len(kept) == count:
             break
         if max(map(len, rows)) <= longest:
             kept.append((rows, label))
     if not kept:
-        raise ValueError(f"no example of {kind} has rows of {longest} tokens or fewer")
+        raise ValueError(f"no choice has rows of {longest} tokens or fewer")
     rows, labels = zip(*kept, strict=True)
-    return assemble(rows, labels, longest=longest, classes=len(LABELS[kind]) if kind in LABELS else None)
+    return assemble(rows, labels, longest=longest)

@@ -1,4 +1,4 @@
-"""The trials: take a seed's pre-trained model, and fine-tune it on each task, whole and in part."""
+"""The trials: take a seed's pre-trained model, and fine-tune it, whole and in part."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -14,12 +14,12 @@ from allyouneed.data import Split
 from allyouneed.evidence import Context
 from allyouneed.training import Linear, Loss, TrainingConfig, train
 
-from .baselines import Bigrams, bag_of_words, majority
+from .baselines import Bigrams, bag_of_words, likelier_option, majority
 from .batches import OfOneLength, in_order_of_length, trimmed
-from .fine_tuning import Body, Chooser, Classifier, FineTuned, fine_tuning_loss, transfer
+from .fine_tuning import Body, Chooser, FineTuned, fine_tuning_loss, transfer
 from .inputs import Examples
 from .pretraining import PARTS, PRETRAINED, PretrainingConfig
-from .tasks import LABELS, TASK, TASKS, Corpus, corpus, labelled
+from .tasks import Corpus, corpus, labelled
 from .zero_shot import likelihoods, pairs, preferred
 
 SCORED_SEED = 12_345
@@ -50,11 +50,11 @@ class TransferConfig:
         length: tokens of a row, in pre-training and in fine-tuning.
         batch: rows of a step of pre-training.
         steps: of pre-training.
-        examples: labelled, of each task.
+        examples: labelled.
         epochs: passes over them.
         fine_batch: examples of a step of fine-tuning.
         dropout: in fine-tuning; unlabelled text is seen about once, and needs none.
-        scored: examples of each task to score, where there are as many.
+        scored: examples to score, where there are as many.
         split: that they are of.
     """
 
@@ -93,24 +93,22 @@ class Job:
     """One fine-tuning.
 
     Attributes:
-        name: of what is measured.
-        task: what it is fine-tuned on.
+        prefix: of the names of what is measured.
         part: eighths of pre-training that the weights have had.
         layers: blocks that are transferred; None for all that there are.
     """
 
-    name: str
-    task: str
+    prefix: str = ""
     part: int = WHOLE
     layers: int | None = None
 
 
 def jobs(config: TransferConfig) -> list[Job]:
     """List what an arm is fine-tuned for."""
-    found = [Job(task, task) for task in TASKS]
+    found = [Job()]
     if config.ablations:
-        found += [Job(f"{TASK}_layers_{count}", TASK, layers=count) for count in range(config.layers)]
-        found += [Job(f"{TASK}_part_{part}", TASK, part) for part in PARTS[1:-1]]
+        found += [Job(f"layers_{count}_", layers=count) for count in range(config.layers)]
+        found += [Job(f"part_{part}_", part) for part in PARTS[1:-1]]
     return found
 
 
@@ -146,22 +144,23 @@ def held_out_nats(body: Body, asked: tuple[tuple[list[int], list[int]], ...]) ->
     return -float(torch.cat(found).mean())
 
 
-def drawn(config: TransferConfig, source: Corpus, task: str, seed: int) -> tuple[Examples, Examples]:
+def drawn(config: TransferConfig, source: Corpus, seed: int) -> tuple[Examples, Examples]:
     """Give the labelled examples to fine-tune on and those to score, which no seed changes."""
     return (
-        labelled(task, "train", source, seed, config.length, config.examples),
-        labelled(task, config.split, source, SCORED_SEED, config.length, config.scored),
+        labelled("train", source, seed, config.length, config.examples),
+        labelled(config.split, source, SCORED_SEED, config.length, config.scored),
     )
 
 
 def baselines(config: TransferConfig, source: Corpus, seed: int) -> dict[str, float]:
-    """Measure what the commonest label and the bag of words give on the same examples."""
-    found: dict[str, float] = {}
-    for task in TASKS:
-        examples, scored = drawn(config, source, task, seed)
-        found[f"{task}_majority"] = majority(scored)
-        found[f"{task}_bag_of_words"] = bag_of_words(examples, scored, config.vocabulary)
-    return found
+    """Measure what the commonest label, the bag of words and a bigram model of the unlabelled text give."""
+    examples, scored = drawn(config, source, seed)
+    bigrams = Bigrams(source.tokens, config.vocabulary)
+    return {
+        "majority": majority(scored),
+        "bag_of_words": bag_of_words(examples, scored, config.vocabulary),
+        "bigrams": likelier_option(bigrams, scored, source.special),
+    }
 
 
 def fine_steps(config: TransferConfig) -> int:
@@ -169,24 +168,17 @@ def fine_steps(config: TransferConfig) -> int:
     return max(1, config.examples * config.epochs // config.fine_batch)
 
 
-def head_of(config: TransferConfig, body: Body, task: str) -> FineTuned:
-    """Put a new head for a task upon a model."""
-    if task in LABELS:
-        return Classifier(body, LABELS[task], dropout=config.dropout)
-    return Chooser(body, dropout=config.dropout)
-
-
 def fine_tune(
     pretrained: Body, config: TransferConfig, source: Corpus, job: Job, context: Context, log: Callable[..., None]
 ) -> dict[str, float]:
-    """Fine-tune a copy of a model on a task; return what it then scores on held-out examples."""
+    """Fine-tune a copy of a model; return what it then scores on held-out examples."""
     torch.manual_seed(context.seed)
     body = config.pretraining.build(config.vocabulary + len(source.special), config.dropout)
     if config.pretrained:
         transfer(pretrained, body, job.layers)
     body.to(context.fabric.device)
-    model = head_of(config, body, job.task)
-    examples, scored = drawn(config, source, job.task, context.seed)
+    model = Chooser(body, dropout=config.dropout)
+    examples, scored = drawn(config, source, context.seed)
     steps = fine_steps(config)
     train(
         model,
@@ -202,7 +194,7 @@ def fine_tune(
         fabric=context.fabric,
         log=log,
     )
-    return {f"{job.name}_{name}": value for name, value in score(model, scored, context).items()}
+    return {f"{job.prefix}{name}": value for name, value in score(model, scored, context).items()}
 
 
 def loss_of(model: FineTuned, batch: tuple[Tensor, Tensor], *, auxiliary: float) -> Loss:
