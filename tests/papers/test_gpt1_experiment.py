@@ -14,12 +14,12 @@ from allyouneed.data import documents
 from allyouneed.data.brown import brown
 from allyouneed.evidence import SCALES, Context, Run, Task, run
 from allyouneed.evidence.figures import svg
-from allyouneed.papers.gpt1 import GPT1, PADDING, Examples, RecurrentLanguageModel, Special, baselines, trials
+from allyouneed.papers.gpt1 import GPT1, Examples, RecurrentLanguageModel, Special, baselines, trials
 from allyouneed.papers.gpt1.batches import OfOneLength, in_order_of_length, trimmed
 from allyouneed.papers.gpt1.experiment import EXPERIMENT
 from allyouneed.papers.gpt1.figure import NAMES
 from allyouneed.papers.gpt1.pretraining import PARTS, PRETRAINED
-from allyouneed.papers.gpt1.tasks import LABELLED, Corpus, Draw, corpus, labelled, typed
+from allyouneed.papers.gpt1.tasks import CLOSED, FORMS, LABELLED, SINGULAR, Corpus, Draw, corpus, labelled, typed
 from allyouneed.papers.gpt1.trials import Job, TransferConfig, fine_tune
 from allyouneed.papers.gpt1.zero_shot import likelihoods, pairs, preferred
 
@@ -97,7 +97,7 @@ def test_the_figure_has_layers_parts_and_baselines(smoke: Run) -> None:
     ]
     assert drawn(parts)["transformer"] == [*(own[f"part_{part}_accuracy"] for part in PARTS[1:-1]), own["accuracy"]]
     assert set(drawn(zero)) == {"transformer", "LSTM", "bigram model"}
-    assert drawn(zero)["bigram model"] == [own["zero_shot_bigrams"]] * len(PARTS)
+    assert drawn(zero)["bigram model"] == [own["bigrams"]] * len(PARTS)
     assert "Layers transferred" in svg(figure)
 
 
@@ -178,7 +178,7 @@ class TestPretraining:
 
 
 class TestTasks:
-    def test_unlabelled_text_is_the_beginnings_of_works_and_two_thirds_of_brown(self, source: Corpus) -> None:
+    def test_unlabelled_text_is_the_beginnings_of_works_and_half_of_brown(self, source: Corpus) -> None:
         whole = [source.tokenizer.encode(text[: int(SMALL.share * len(text))]) for text in documents("train")]
         begun = [token for tokens in whole for token in tokens]
         assert source.tokens[: len(begun)].tolist() == begun
@@ -193,50 +193,31 @@ class TestTasks:
         assert drawn and not drawn & read
         assert not drawn & set(Draw("test", source, 0, 64).sentences())
 
-    def test_examples_have_their_rows_and_labels(self, source: Corpus) -> None:
-        found = labelled("train", source, 0, 64, 100)
-        assert found.tokens.shape[1] == 2 and set(found.labels.tolist()) == {0, 1}
-        for rows in found.tokens.tolist():
-            texts = []
-            for row in rows:
-                real = [token for token in row if token != PADDING]
-                assert real[0] == source.special.start and real[-1] == source.special.extract
-                assert real.count(source.special.delimiter) == 1
-                texts.append(row[: row.index(source.special.delimiter)])
-            # Both options follow one first half.
-            assert texts[0] == texts[1]
-
-    def test_the_right_option_is_the_sentences_second_half(self, source: Corpus) -> None:
+    def test_options_differ_in_the_verb_alone_and_the_right_one_was_written(self, source: Corpus) -> None:
         found = labelled("test", source, 0, 64, 50)
-        sentences = [typed(words) for words in Draw("test", source, 0, 64).sentences()]
-        encoded = {tuple(source.tokenizer.encode(text)) for text in sentences}
+        assert found.tokens.shape[1] == 2 and set(found.labels.tolist()) == {0, 1}
+        written = {typed(words).lower() for words in Draw("test", source, 0, 64).sentences()}
+        several = []
         for rows, label in zip(found.tokens.tolist(), found.labels.tolist(), strict=True):
-            joined = []
-            for row in rows:
-                end = row.index(source.special.extract)
-                joined.append(tuple(token for token in row[1:end] if token != source.special.delimiter))
-            assert joined[label] in encoded
-            assert joined[1 - label] not in encoded
+            assert all(row[0] == source.special.start for row in rows)
+            texts = [source.tokenizer.decode(row[1 : row.index(source.special.extract)]) for row in rows]
+            (before, right), (same, wrong) = (text.rsplit(" ", 1) for text in (texts[label], texts[1 - label]))
+            assert before == same and FORMS[right] == wrong
+            assert before.rsplit(" ", 1)[-1] not in CLOSED
+            assert any(sentence.startswith(f"{before} {right} ") for sentence in written)
+            several.append(right not in SINGULAR)
+        assert abs(several.count(True) - several.count(False)) <= 1
 
     def test_fewer_examples_are_the_first_of_more(self, source: Corpus) -> None:
-        few, more, other = (labelled("train", source, seed, 64, n) for seed, n in ((3, 10), (3, 50), (4, 10)))
+        few, more, other = (labelled("train", source, seed, 64, n) for seed, n in ((3, 10), (3, 30), (4, 10)))
         assert few.labels.tolist() == more.labels[:10].tolist()
         assert torch.equal(few.tokens, more.tokens[:10, :, : few.tokens.shape[-1]])
         assert other.tokens.shape != few.tokens.shape or not torch.equal(other.tokens, few.tokens)
 
-    def test_two_neighbours_are_exchanged(self, source: Corpus) -> None:
-        draw = Draw("test", source, 0, 64)
-        for words in draw.sentences()[:20]:
-            changed = draw.exchanged(words)
-            places = [place for place, (one, other) in enumerate(zip(words, changed, strict=True)) if one != other]
-            assert len(places) == 2 and places[1] == places[0] + 1
-            assert sorted(words) == sorted(changed)
-        assert draw.exchanged(("the", "The")) == ("the", "The")
-
     def test_what_is_too_long_is_left_out(self, source: Corpus) -> None:
-        assert labelled("train", source, 0, 30, 500).tokens.shape[-1] <= 30
-        with pytest.raises(ValueError, match="no choice has rows of 4 tokens"):
-            labelled("train", source, 0, 4, 500)
+        assert labelled("train", source, 0, 20, 500).tokens.shape[-1] <= 20
+        with pytest.raises(ValueError, match="no choice has rows of 3 tokens"):
+            labelled("train", source, 0, 3, 500)
 
 
 class TestBaselines:
@@ -253,20 +234,17 @@ class TestBaselines:
         blind = [Examples(meaningless[part], labels[part]) for part in (slice(100), slice(100, 200))]
         assert baselines.bag_of_words(*blind, vocabulary=41) < 0.75
 
-    def test_bigrams_choose_what_often_follows(self) -> None:
+    def test_bigrams_prefer_what_often_follows(self) -> None:
         special = Special(8, 9, 10)
         model = baselines.Bigrams(torch.tensor([1, 2, 3, 4, 5, 6] * 50), 8)
         assert model(torch.tensor([[1]])).exp().sum() == pytest.approx(1.0)
-        tokens = torch.tensor([[[8, 1, 2, 9, 3, 4, 10], [8, 1, 2, 9, 4, 3, 10]]] * 2)
-        assert baselines.likelier_option(model, Examples(tokens, torch.tensor([0, 0])), special) == 1.0
-        assert baselines.likelier_option(model, Examples(tokens, torch.tensor([0, 1])), special) == 0.5
-
-    def test_the_likelier_of_two_orders_is_preferred(self, source: Corpus) -> None:
-        asked = pairs(source, "test", 0, 64, 20)
-        assert len(asked) > 10 and all(sorted(one) != one for one, _ in asked)
-        assert preferred(lambda tokens: torch.zeros(*tokens.shape, 300), asked) == 0.0
-        model = baselines.Bigrams(torch.tensor([token for one, _ in asked for token in one]), 300)
-        assert preferred(model, asked, batch=3) == preferred(model, asked) > 0.9
+        tokens = torch.tensor([[[8, 1, 2, 3, 10, 0], [8, 1, 2, 5, 10, 0]], [[8, 2, 5, 10, 0, 0], [8, 2, 3, 10, 0, 0]]])
+        asked = pairs(Examples(tokens, torch.tensor([0, 1])), special)
+        assert asked == [([1, 2, 3], [1, 2, 5]), ([2, 3], [2, 5])]
+        assert preferred(model, asked) == preferred(model, asked, batch=1) == 1.0
+        assert preferred(model, [asked[0], asked[1][::-1]]) == 0.5
+        # What finds both alike prefers neither.
+        assert preferred(lambda tokens: torch.zeros(*tokens.shape, 8), asked) == 0.0
 
     def test_likelihoods_are_means_over_what_is_no_padding(self) -> None:
         torch.manual_seed(0)

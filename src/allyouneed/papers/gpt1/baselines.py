@@ -32,21 +32,6 @@ def bag_of_words(train: Examples, scored: Examples, vocabulary: int) -> float:
     return float((chosen == scored.labels).double().mean())
 
 
-def likelier_option(model: "Bigrams", scored: Examples, special: Special) -> float:
-    """Give the accuracy of choosing the option whose tokens are likelier on average, each after the one before it."""
-    right = 0
-    for rows, label in zip(scored.tokens.tolist(), scored.labels.tolist(), strict=True):
-        found = []
-        for row in rows:
-            border, end = row.index(special.delimiter), row.index(special.extract)
-            # Without the added tokens; the option begins behind the text's last token.
-            text = torch.tensor([*row[border - 1 : border], *row[border + 1 : end]])
-            after = model(text[None, :-1])[0]
-            found.append(float(after.gather(-1, text[1:, None]).mean()))
-        right += found.index(max(found)) == label
-    return right / len(scored.labels)
-
-
 def _bags(tokens: Int[Tensor, "examples rows length"], vocabulary: int) -> Float[Tensor, "examples rows vocabulary"]:
     """Say which tokens stand in each row; padding, which is also what unknown words are, and added tokens are none."""
     bags = torch.zeros(*tokens.shape[:2], vocabulary + len(Special._fields), dtype=torch.double)

@@ -1,8 +1,8 @@
 """Does pre-training as a language model help fine-tuning, more of it more, and does each layer carry something?
 
-Laptop: about MINUTES of processor time: with each of five seeds a transformer and an LSTM of 0.13 million parameters
-are pre-trained once on up to 1.2 million tokens, and fine-tuned to tell how a sentence goes on. Expect some points more
-with pre-training than without, and an untuned model that comes to prefer the original order of words.
+Laptop: about 45 minutes of processor time: with each of five seeds a transformer and an LSTM of 0.13 million parameters
+are pre-trained once on 3.5 million tokens, and fine-tuned to tell which form of a verb agrees with its subject. Expect
+some ten points more with pre-training than without.
 """
 
 from dataclasses import replace
@@ -29,8 +29,8 @@ def arms(base: TransferConfig, transformer: Rates, lstm: Rates) -> dict[str, Tra
 
 
 SCALE = (
-    "0.13 million parameters and 1.2 million tokens of novels, addresses and the Brown corpus stand for 116.5 "
-    "million and 100 passes over 7,000 books; one task, halves of sentences, for twelve."
+    "0.13 million parameters and 3.5 million tokens of novels, addresses and the Brown corpus stand for 116.5 "
+    "million and 100 passes over 7,000 books; one task, agreement of verb and subject, for twelve."
 )
 LAYERS = 3
 """Of the laptop's transformer."""
@@ -40,9 +40,9 @@ PARTS_OF = {part: f"part_{part}_accuracy" for part in PARTS[1:-1]} | {WHOLE: "ac
 CLAIMS = (
     Claim(
         id="pretraining_raises_accuracy",
-        statement="Fine-tuned to tell a sentence's second half from another's, a pre-trained transformer is right more "
-        "often than one that was not pre-trained.",
-        source="Table 5, w/ aux LM (full) against w/o pre-training; the task and the few examples: not in the paper",
+        statement="Fine-tuned to tell which form of a verb agrees with its subject, a pre-trained transformer is right "
+        "more often than one that was not pre-trained.",
+        source="Table 5, w/ aux LM (full) against w/o pre-training; the task: Linzen et al. 2016, not in the paper",
         paper_value="74.7 against 59.9 (average of eight tasks)",
         test=Better("accuracy", arm="transformer", than="none", direction="higher"),
         scale_gap=SCALE,
@@ -50,7 +50,7 @@ CLAIMS = (
     ),
     Claim(
         id="pretraining_lowers_nats",
-        statement="In the same comparison the pre-trained one gives the right half a higher likelihood.",
+        statement="In the same comparison the pre-trained one gives the right form a higher likelihood.",
         source="Section 5, Table 5; likelihoods: not in the paper",
         paper_value="74.7 against 59.9 (average of eight tasks; accuracy, correlation, F1)",
         test=Better("nats", arm="transformer", than="none", direction="lower"),
@@ -89,8 +89,8 @@ CLAIMS = (
     ),
     Claim(
         id="zero_shot_grows_with_pretraining",
-        statement="Without fine-tuning, the language model prefers the original order of words to one with two "
-        "neighbours exchanged, and the more so the longer it is pre-trained.",
+        statement="Without fine-tuning, the language model prefers the form that agrees, and the more so the longer it "
+        "is pre-trained.",
         source="Section 5, Figure 2 (right): the heuristic for CoLA, on pairs; the pairs: not in the paper",
         paper_value="on CoLA to about 0.43 of the way from chance to the best single model (read off the figure)",
         test=Trend(
@@ -98,10 +98,8 @@ CLAIMS = (
             {Reading("transformer", metric=f"zero_shot_{part}"): float(part) for part in PARTS[1:]},
             law="logarithmic",
             above=0.0,
-            # What rises towards a ceiling follows no law closely; that it rises is what is asked.
-            least_r_squared=0.5,
         ),
-        scale_gap=f"{SCALE} A bigram model of the same text does as well; both are shown.",
+        scale_gap=f"{SCALE} A bigram model of the same text is beside it in the figure.",
         sabotage="every part gives the same weights",
     ),
     Claim(
@@ -154,7 +152,7 @@ EXPERIMENT = Experiment(
             seeds=1,
         ),
         "laptop": Scale(
-            arms(TransferConfig(layers=LAYERS), transformer=(6e-3, 2e-3), lstm=(3.2e-2, 2e-3)),
+            arms(TransferConfig(layers=LAYERS), transformer=(6e-3, 2e-3), lstm=(3.2e-2, 1.6e-2)),
             seeds=5,
         ),
         "gpu": Scale(

@@ -49,7 +49,7 @@ def figure(trials: Sequence[TrialResult]) -> "Figure":
         [*(trial for trial in trials if trial.arm in ("transformer", "lstm")), *bigrams],
         lambda trial: {part / PARTS[-1]: trial.metrics[f"zero_shot_{part}"] for part in PARTS},
         names=NAMES,
-        title="Zero-shot: word order",
+        title="Zero-shot",
         horizontal="share of the steps",
         vertical="accuracy, not fine-tuned",
     )
@@ -61,8 +61,8 @@ def baselines(trials: Sequence[TrialResult]) -> tuple[list[TrialResult], list[Tr
     bigrams: list[TrialResult] = []
     words: list[TrialResult] = []
     for trial in trials:
-        if "zero_shot_bigrams" in trial.metrics:
-            level = {f"zero_shot_{part}": trial.metrics["zero_shot_bigrams"] for part in PARTS}
+        if "bigrams" in trial.metrics:
+            level = {f"zero_shot_{part}": trial.metrics["bigrams"] for part in PARTS}
             bigrams.append(TrialResult("bigrams", trial.seed, trial.config, level, {}, 0.0))
             share = {"accuracy": trial.metrics["bag_of_words"]}
             words.append(TrialResult("bag_of_words", trial.seed, trial.config, share, {}, 0.0))

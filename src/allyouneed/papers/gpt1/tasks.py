@@ -1,4 +1,4 @@
-"""What the experiment reads: unlabelled prose, and labelled examples of how a sentence goes on."""
+"""What the experiment reads: unlabelled prose, and sentences of which the verb is to agree with its subject."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -13,12 +13,18 @@ from allyouneed.data import Split, documents
 from allyouneed.data.brown import brown
 
 from .byte_pairs import EndOfWordBPE
-from .inputs import Examples, Row, Special, assemble, multiple_choice
+from .inputs import Examples, Row, Special, assemble
 
-WORDS = (8, 24)
-"""Words, marks of punctuation among them, that a sentence of the Brown corpus has at least and at most."""
-LABELLED = 3
+LABELLED = 2
 """One in so many texts of the Brown corpus is for labelled examples, and is not read in pre-training."""
+SINGULAR = {"is": "are", "was": "were", "has": "have"}
+"""Forms of verbs for one subject, by those for several."""
+FORMS = SINGULAR | {plural: singular for singular, plural in SINGULAR.items()}
+"""The other form of each."""
+CLOSED = frozenset(
+    ("he", "she", "it", "they", "i", "we", "you", "there", "this", "that", "these", "those", "who", "which", "what")
+)
+"""Words that tell the form by themselves, or tell nothing, where they stand before the verb."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +47,7 @@ class Corpus:
 
 @cache
 def corpus(vocabulary: int, share: float) -> Corpus:
-    """Read novels' and addresses' beginnings and two thirds of the Brown corpus's texts; learn a vocabulary from them.
+    """Read novels' and addresses' beginnings and half of the Brown corpus's texts; learn a vocabulary from them.
 
     Args:
         vocabulary: tokens, without those that fine-tuning adds.
@@ -84,32 +90,32 @@ class Draw:
         """Give a text's tokens."""
         return self.tokenizer.encode(text)
 
+    def agreements(self) -> Iterator[Drawn]:
+        """Choose the form that agrees: a sentence's beginning up to its first verb, and the same with the other form.
+
+        After Linzen et al. 2016 (section 2), as a choice between two rows. Before the verb stands a word that is none
+        of `CLOSED`; as many verbs have one subject as several.
+        """
+        drawn = {True: 0, False: 0}
+        for words in self.sentences():
+            place = next((place for place, word in enumerate(words) if word in FORMS), 0)
+            before = words[:place]
+            if len(before) < 2 or not before[-1].isalpha() or before[-1].lower() in CLOSED:
+                continue
+            several = words[place] not in SINGULAR
+            if drawn[several] > drawn[not several]:
+                continue
+            drawn[several] += 1
+            options = [self.encode(typed([*before, form])) for form in (words[place], FORMS[words[place]])]
+            label = int(self.random.random() < 0.5)
+            yield [self.special.row(option) for option in options[:: 1 - 2 * label]], label
+
     def sentences(self) -> list[tuple[str, ...]]:
-        """Give the Brown corpus's sentences of a usual length in the drawn order, none of which was pre-trained on."""
+        """Give the Brown corpus's sentences in the drawn order, none of which was pre-trained on."""
         texts = brown(self.split)[:: LABELLED if self.split == "train" else 1]
-        found = [words for text in texts for words in text.words if WORDS[0] <= len(words) <= WORDS[1]]
+        found = [words for text in texts for words in text.words]
         self.random.shuffle(found)
         return found
-
-    def exchanged(self, words: Sequence[str]) -> Sequence[str]:
-        """Exchange two neighbouring words that are not the same, as Conneau et al. 2018 do (bigram shift)."""
-        places = [place for place in range(len(words) - 1) if words[place].lower() != words[place + 1].lower()]
-        if not places:
-            return words
-        place = self.random.choice(places)
-        return [*words[:place], words[place + 1], words[place], *words[place + 2 :]]
-
-    def continuations(self) -> Iterator[Drawn]:
-        """Multiple choice: the first half of a sentence, with its second half and another's; after Story Cloze."""
-        sentences = self.sentences()
-        for place, words in enumerate(sentences):
-            other = sentences[place - 1]
-            first, *options = (
-                self.encode(typed(part))
-                for part in (words[: len(words) // 2], words[len(words) // 2 :], other[len(other) // 2 :])
-            )
-            label = int(self.random.random() < 0.5)
-            yield multiple_choice(first, options[:: 1 - 2 * label], self.special), label
 
 
 @cache
@@ -122,7 +128,7 @@ def labelled(split: Split, source: Corpus, seed: int, longest: int, count: int) 
         ValueError: no example is short enough.
     """
     kept: list[Drawn] = []
-    for rows, label in Draw(split, source, seed, longest).continuations():
+    for rows, label in Draw(split, source, seed, longest).agreements():
         if len(kept) == count:
             break
         if max(map(len, rows)) <= longest:

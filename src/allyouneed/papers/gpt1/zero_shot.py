@@ -1,36 +1,27 @@
 """What a language model does without fine-tuning: it prefers what it finds likelier (section 5, figure 2 right)."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from allyouneed.data import Split
 from allyouneed.data.buckets import pad
 
-from .inputs import PADDING
-from .tasks import Corpus, Draw, typed
+from .inputs import PADDING, Examples, Special
 
 LanguageModelLogits = Callable[[Int[Tensor, "batch length"]], Float[Tensor, "batch length vocabulary"]]
 """Gives the logits of the token that follows each token."""
 
 
-@cache
-def pairs(source: Corpus, split: Split, seed: int, longest: int, count: int) -> tuple[tuple[list[int], list[int]], ...]:
-    """Give sentences, each as it was and with two neighbouring words exchanged, without added tokens."""
-    draw = Draw(split, source, seed, longest)
+def pairs(scored: Examples, special: Special) -> list[tuple[list[int], list[int]]]:
+    """Give the rows of choices between two without the added tokens, of each the right one first."""
     found: list[tuple[list[int], list[int]]] = []
-    for words in draw.sentences():
-        changed = draw.exchanged(words)
-        both = draw.encode(typed(words)), draw.encode(typed(changed))
-        if both[0] != both[1] and max(map(len, both)) <= longest:
-            found.append(both)
-        if len(found) == count:
-            break
-    return tuple(found)
+    for rows, label in zip(scored.tokens.tolist(), scored.labels.tolist(), strict=True):
+        one, other = (row[1 : row.index(special.extract)] for row in rows)
+        found.append((other, one) if label else (one, other))
+    return found
 
 
 @torch.no_grad()
