@@ -2,7 +2,7 @@
 
 Laptop: about 50 minutes of processor time: with each of five seeds a transformer and an LSTM of 0.13 million parameters
 are pre-trained once on 3.5 million tokens, and fine-tuned to tell which form of a verb agrees with its subject. Expect
-some ten points more with pre-training than without.
+three points more with pre-training than without, and an LSTM that is ahead.
 """
 
 from dataclasses import replace
