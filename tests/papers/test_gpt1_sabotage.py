@@ -7,7 +7,7 @@ import pytest
 
 from allyouneed.evidence import TrialResult
 from allyouneed.papers.gpt1 import trials
-from allyouneed.papers.gpt1.experiment import EXPERIMENT, LAYERS, PARTS_OF
+from allyouneed.papers.gpt1.experiment import EXPERIMENT, PARTS_OF
 from allyouneed.papers.gpt1.fine_tuning import fine_tuning_loss
 from allyouneed.papers.gpt1.pretraining import PARTS
 from allyouneed.papers.gpt1.tasks import corpus
@@ -50,7 +50,7 @@ SABOTAGES: dict[str, Sabotage] = {
     "pretraining_raises_accuracy": NOTHING_TRANSFERRED,
     "pretraining_lowers_nats": NOTHING_TRANSFERRED,
     "gain_grows_with_pretraining": given("transformer", **dict.fromkeys(PARTS_OF.values(), "accuracy")),
-    "layers_each_add": given("transformer", **{f"layers_{count}_accuracy": "accuracy" for count in range(LAYERS)}),
+    "layers_each_add": given("transformer", accuracy="bag_of_words", layers_2_accuracy="bag_of_words"),
     "zero_shot_grows_with_pretraining": given("transformer", **{f"zero_shot_{part}": "zero_shot_1" for part in PARTS}),
     "transformer_beats_lstm_fairly_read": exchanged("transformer", "lstm"),
 }
