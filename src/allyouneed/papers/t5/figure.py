@@ -18,18 +18,18 @@ STRUCTURES: Mapping[str, str] = {
 """Rows of Table 2 by arm."""
 OBJECTIVES: Mapping[str, str] = {
     "bert": "BERT-style",
-    "spans": "replaced\nspans",
     "continuing": "prefix LM",
     "deshuffling": "deshuffling",
     "none": "no pre-\ntraining",
+    "blind": "blind",
 }
-"""Rows of Tables 4 and 5 by arm, and the last of Table 1."""
+"""Rows of Table 4 by arm, the last of Table 1, and a model that does not see what it is asked."""
 HOLDERS: Mapping[str, str] = {"bert": "a model a task", "mixture": "one model"}
 """Rows of Table 12 by arm."""
 
 
 def figure(trials: Sequence[TrialResult]) -> "Figure":
-    """Draw what Tables 2, 4 and 5, and 12 compare: each seed a dot, each mean a bar."""
+    """Draw what Tables 2, 4 and 12 compare: each seed a dot, each mean a bar."""
     drawn, (structures, objectives, tasks) = panels(3)
     for axes, names, title in (
         (structures, STRUCTURES, "Structures at equal compute"),
