@@ -62,7 +62,7 @@ class PretrainingConfig:
     head_width: int = 16
     length: int = 48
     batch: int = 12
-    compute: float = 2.4
+    compute: float = 1.2
     learning_rate: float = 3e-3
     rate: float = 0.15
     mean_span: float = 3.0
