@@ -33,7 +33,7 @@ RATES = {
     "deshuffling": (1.2e-2, 4e-3),
     "prefix": (6e-3, 4e-3),
     "causal": (1.2e-2, 4e-3),
-    "mixture": (6e-3, 4e-3),
+    "mixture": (3e-3, 4e-3),
     "none": (3e-3, 8e-3),
     "blind": (6e-3, 4e-3),
 }
@@ -61,8 +61,8 @@ TASKS = {
 
 
 def promised(half_width: float) -> Resolution:
-    """Give the spread that five seeds had at an eighth of the compute, doubled, since the losses lie further apart."""
-    return Resolution(half_width, 5, "five seeds at an eighth of the compute, doubled; 300 test examples a task")
+    """Give about twice the spread that five seeds had at a quarter of the compute, since the losses lie further apart."""
+    return Resolution(half_width, 5, "five seeds at a quarter of the compute, doubled; 300 test examples a task")
 
 
 CLAIMS = (
