@@ -57,10 +57,6 @@ TINY = (
     "0.1 million parameters, 16 patches and 64,000 images seen stand for 307 million, 196 patches and hundreds of "
     "millions. The smallest set is of 500 images, seen 128 times."
 )
-POINTS = (
-    f"{TINY} The gap is in points of accuracy, as in the figures; near 100 % points are dear, so that the ratio of "
-    "errors may rise while the gap falls."
-)
 DIGITS_POSITIONS = (
     f"{TINY} Digits are of one size and stand in the middle, so that place tells more than in photographs."
 )
@@ -77,6 +73,7 @@ CLAIMS = (
         paper_value="ImageNet alone: 76.5 % (ViT-L/16) against some 77 to 81 % (BiT ResNets)",
         test=Better("gap", arm="few", than=0.0, direction="higher"),
         scale_gap=TINY,
+        sabotage="the models are exchanged",
     ),
     Claim(
         id="transformer_passes",
@@ -85,14 +82,7 @@ CLAIMS = (
         paper_value="88.55 % (H/14), 87.76 % (L/16) against 87.54 % (BiT-L) on ImageNet after 303 M images",
         test=Better("gap", arm="all", than=0.0),
         scale_gap=f"{TINY} 50,000 images are a two-thousandth of what it takes in Figure 4.",
-    ),
-    Claim(
-        id="gap_closes_with_pretraining",
-        statement="Pre-trained on clothes, the Vision Transformer is less far behind with 500 digits.",
-        source="Figure 3",
-        paper_value="behind after ImageNet; near the best ResNet after ImageNet-21k; ahead after JFT-300M (H/14 alone)",
-        test=Better("gap", arm="pretrained", than="few"),
-        scale_gap=f"{POINTS} Pre-training sees 64,000 images (1.3 rounds), which are of another kind than digits.",
+        sabotage="the models are exchanged",
     ),
     Claim(
         id="pretraining_helps",
@@ -101,6 +91,7 @@ CLAIMS = (
         paper_value="B/16: 77.9 % from ImageNet alone, 84.0 % from ImageNet-21k",
         test=Better("vit_accuracy", arm="pretrained", than="few", margin=1.0, direction="higher"),
         scale_gap=f"{TINY} Both take as many steps on digits, at their own best rates.",
+        sabotage="pre-training is left out",
     ),
     Claim(
         id="positions_matter",
@@ -109,6 +100,7 @@ CLAIMS = (
         paper_value="61.4 against 64.2 % (B/16, ImageNet, 5-shot linear)",
         test=Better("vit_accuracy", arm="all", than="none", margin=1.0, direction="higher"),
         scale_gap=DIGITS_POSITIONS,
+        sabotage="both have positions",
     ),
     Claim(
         id="two_dimensions_do_not_matter",
@@ -117,6 +109,7 @@ CLAIMS = (
         paper_value="64.0 against 64.2 %",
         test=Equivalent("vit_accuracy", arm="axes", to="all", tolerance=2.0),
         scale_gap=DIGITS_POSITIONS,
+        sabotage="the axes are left out",
     ),
     Claim(
         id="positions_find_rows_and_columns",
@@ -124,6 +117,7 @@ CLAIMS = (
         source="Figure 7, centre; section 4.5",
         test=Better("in_line", arm="pretrained", than=0.0, direction="higher"),
         scale_gap=CLOTHES,
+        sabotage="pre-training is left out",
     ),
     Claim(
         id="hybrid_wins_when_small",
@@ -131,6 +125,7 @@ CLAIMS = (
         source="Figure 5, section 4.4",
         test=Better("vit_accuracy", arm="hybrid", than="all", direction="higher"),
         scale_gap=TINY,
+        sabotage="the models are exchanged",
     ),
 )
 
