@@ -1,4 +1,4 @@
-"""The figure: losses over steps, dropped tokens against memory, and mixtures from a dense model against new ones."""
+"""The figure: losses over steps, what begins with the dense model, and dropped tokens."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,69 +9,70 @@ from allyouneed.evidence.figures import COLOURS, MARKERS, draw_curves, panels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CAPACITIES = ("capacity_1", "capacity_1.25", "capacity_2")
+CAPACITIES = {"capacity_1": "1", "capacity_1.25": "1.25"}
+LATE = 0.3
+"""Of a training, the share that is left out where arms cannot be told apart on one scale with its beginning."""
 
 
 def figure(trials: Sequence[TrialResult]) -> "Figure":
-    """Draw the curves of Switch and the dense model, what capacity costs and saves, and upcycling."""
-    drawn, (curves, capacity, upcycling) = panels(3)
+    """Draw the curves of Switch and the dense model, what goes on from the dense model, and dropped tokens."""
+    drawn, (curves, upcycling, capacity) = panels(3)
     draw_curves(
         curves,
         trials,
-        late_curve,
+        curve_over_steps,
         names={"dense": "dense", "switch": "Switch", "switch_z": "Switch with z-loss"},
         title="Equal operations a token",
         horizontal="training steps",
         vertical="held-out loss, nats a token",
-        finish=lambda axes: draw_target(axes, trials),
     )
-    draw_capacity(capacity, trials)
     draw_curves(
         upcycling,
         trials,
-        curve,
-        names={"scratch": "new mixture", "upcycled": "upcycled"},
-        title="From a dense model or anew",
-        horizontal="further training steps",
+        curve_over_operations,
+        names={"continued": "dense, continued", "upcycled": "upcycled", "scratch": "new mixture"},
+        title="From the dense model or anew",
+        horizontal="operations, dense training = 1",
         vertical="held-out loss, nats a token",
     )
+    draw_dropped(capacity, trials)
     return drawn
 
 
-def curve(result: TrialResult) -> Mapping[float, float]:
-    """Give the held-out losses by step."""
+def curve(result: TrialResult) -> dict[float, float]:
+    """Give the late held-out losses by step."""
     prefix = "loss_at_"
-    return {
+    points = {
         float(name.removeprefix(prefix)): value for name, value in result.metrics.items() if name.startswith(prefix)
     }
+    first = 0.0 if result.arm in ("continued", "upcycled") else LATE * max(points)
+    return {step: loss for step, loss in sorted(points.items()) if step >= first}
 
 
-def late_curve(result: TrialResult) -> Mapping[float, float]:
-    """Give the losses of the last two thirds of a training, where the arms can be told apart."""
+def curve_over_steps(result: TrialResult) -> Mapping[float, float]:
+    """Give the late losses by step."""
+    return curve(result)
+
+
+def curve_over_operations(result: TrialResult) -> Mapping[float, float]:
+    """Give the late losses by operations, in those of the dense training; what goes on from it begins there."""
+    begins = 0.0 if result.arm == "scratch" else 1.0
+    share = 1.0 if result.arm == "scratch" else 0.5
     points = curve(result)
-    return {step: loss for step, loss in points.items() if step >= max(points) / 3}
+    return {begins + share * step / max(points): loss for step, loss in points.items()}
 
 
-def draw_target(axes: Any, trials: Sequence[TrialResult]) -> None:
-    """Mark the loss that is to be reached."""
-    for target in {result.config["target"] for result in trials if result.arm in ("dense", "switch")}:
-        axes.axhline(target, color="#999999", linewidth=0.8, linestyle="--")
-
-
-def draw_capacity(axes: Any, trials: Sequence[TrialResult]) -> None:
-    """Draw the share of dropped tokens over the memory of a step, a point for each trial of a capacity."""
-    own = [result for result in trials if result.arm in CAPACITIES]
-    for index, factor in enumerate(sorted({result.config["capacity_factor"] for result in own})):
-        points = [
-            (result.costs["step_megabytes"], result.metrics["dropped"])
-            for result in own
-            if result.config["capacity_factor"] == factor
-        ]
-        label = f"capacity factor {factor:g}"
-        axes.plot(*zip(*points, strict=True), MARKERS[index], color=COLOURS[index], markersize=5, label=label)
-    axes.set_xlabel("memory of a step with all slots, MB")
-    axes.set_ylabel("share of dropped tokens")
+def draw_dropped(axes: Any, trials: Sequence[TrialResult]) -> None:
+    """Draw the share of dropped tokens, a point for each trial of a capacity."""
+    for index, (arm, factor) in enumerate(CAPACITIES.items()):
+        found = [100 * result.metrics["dropped"] for result in trials if result.arm == arm]
+        if found:
+            axes.plot([index] * len(found), found, MARKERS[index], color=COLOURS[index], label=f"factor {factor}")
+    axes.set_xlim(-0.5, len(CAPACITIES) - 0.5)
+    axes.set_xticks(range(len(CAPACITIES)), list(CAPACITIES.values()))
+    axes.set_xlabel("capacity factor")
+    axes.set_ylabel("dropped tokens, %")
     axes.set_title("Capacity", loc="left", fontsize=11)
     axes.set_ylim(bottom=0)
-    if own:
+    if axes.lines:
         axes.legend(frameon=False)

@@ -194,6 +194,28 @@ def z_loss(choice: Choice) -> Float[Tensor, ""]:
     return choice.logits.logsumexp(1).square().mean()
 
 
+def ties(choice: Choice, dtype: torch.dtype) -> Bool[Tensor, " tokens"]:
+    """Tell for which tokens a lower precision could not make the router's choice.
+
+    Rounding keeps the order of logits and can only make them equal: where one that was not chosen equals one that was,
+    the choice is left to chance.
+    """
+    rounded = choice.logits.to(dtype).float()
+    chosen = rounded.gather(1, choice.chosen).amin(1)
+    others = rounded.scatter(1, choice.chosen, -math.inf).amax(1)
+    return others >= chosen
+
+
+def rounding_error(choice: Choice, dtype: torch.dtype) -> Float[Tensor, " tokens"]:
+    """Give how far the probabilities of a token move when its logits are rounded: their total variation, 0 to 1.
+
+    Floats are coarser the larger they are, and an exponential makes a relative error of its argument's error: what
+    the z-loss is for (Zoph et al. 2022, section 3.4).
+    """
+    rounded = choice.logits.to(dtype).to(choice.logits.dtype)
+    return 0.5 * (rounded.softmax(1) - choice.logits.softmax(1)).abs().sum(1)
+
+
 def routings(model: nn.Module) -> list[Routing]:
     """Give how each sparse layer of a model routed in its last call.
 
@@ -233,9 +255,10 @@ def router_statistics(model: nn.Module) -> dict[str, float]:
     Returns:
         `dropped`: share of choices that found no room; `largest_load`: the busiest expert's choices over the mean;
         `unused`: share of experts that nothing chose; `entropy`: of the probabilities of a token, over that of even
-        ones; `logit`: the mean over tokens of the largest absolute logit; `log_sum_exp`: that of the absolute
-        log-sum-exp, which the z-loss squares; `slots`: what the experts have room for over the tokens, 0 without a
-        limit.
+        ones; `largest_logit`: the mean over tokens of the largest logit, with its sign; `z_loss`: the mean squared
+        log-sum-exp; `bf16_ties`: share of tokens whose choice bfloat16 could not make, since in it a logit not chosen
+        equals one that was; `bf16_error`: how far rounding logits to bfloat16 moves a token's probabilities, as their
+        total variation; `slots`: what the experts have room for over the tokens, 0 without a limit.
 
     Raises:
         ValueError: no sparse layers, or one that was not called yet or was given padding alone.
@@ -257,8 +280,10 @@ def router_statistics(model: nn.Module) -> dict[str, float]:
                 "largest_load": float(counts.max() / counts.mean()),
                 "unused": float((counts == 0).double().mean()),
                 "entropy": float(entropy) / math.log(experts) if experts > 1 else 1.0,
-                "logit": float(logits.abs().amax(1).mean()),
-                "log_sum_exp": float(logits.logsumexp(1).abs().mean()),
+                "largest_logit": float(logits.amax(1).mean()),
+                "z_loss": float(z_loss(routing.choice)),
+                "bf16_ties": float(ties(routing.choice, torch.bfloat16).double().mean()),
+                "bf16_error": float(rounding_error(routing.choice, torch.bfloat16).mean()),
                 "slots": 0.0 if routing.capacity is None else routing.capacity * experts / tokens,
             }
         )
