@@ -23,6 +23,7 @@ from allyouneed.papers.moe_explained import (
     ExpertChoice,
     Mixtral,
     MixtralConfig,
+    Routing,
     SparseFeedForward,
     TopKRouter,
     balancing_loss,
@@ -34,6 +35,7 @@ from allyouneed.papers.moe_explained import (
     within_capacity,
     z_loss,
 )
+from allyouneed.papers.moe_explained.routing import rounding_error, ties
 from allyouneed.training import Loss, TrainingConfig, next_token_loss, train
 
 WIDTH, EXPERTS, HIDDEN = 6, 5, 7
@@ -208,8 +210,38 @@ class TestLosses:
         # Of equal logits one expert is always chosen.
         assert found["largest_load"] == EXPERTS and found["unused"] == pytest.approx(0.8)
         assert found["dropped"] == pytest.approx(0.8) and found["slots"] == 1.0
-        assert found["entropy"] == pytest.approx(1) and found["logit"] == 0
-        assert found["log_sum_exp"] == pytest.approx(math.log(EXPERTS))
+        assert found["entropy"] == pytest.approx(1) and found["largest_logit"] == 0
+        assert found["z_loss"] == pytest.approx(math.log(EXPERTS) ** 2)
+        assert found["bf16_ties"] == 1 and found["bf16_error"] == 0
+
+    def test_what_16_bits_cannot_tell(self) -> None:
+        """Between 2 and 4, bfloat16 goes in steps of 1/64, between -1/2 and -1 of 1/256; a shift changes what ties."""
+        logits = torch.tensor([[3.0, 3.004, -9.0], [-0.6, -0.604, -9.0], [3.0, 3.1, -9.0], [-9.0, 3.004, 3.0]])
+        choice = Choice(logits, logits.argmax(1, keepdim=True), torch.ones(4, 1))
+        assert ties(choice, torch.bfloat16).tolist() == [True, False, False, True]
+        assert not ties(choice, torch.float32).any()
+        # All of two, of which none is left over, and two of three.
+        both = Choice(logits[:, :2], logits[:, :2].topk(2).indices, torch.ones(4, 2))
+        assert not ties(both, torch.bfloat16).any()
+        two = Choice(logits, logits.topk(2).indices, torch.ones(4, 2))
+        assert not ties(two, torch.bfloat16).any()
+
+    def test_how_far_16_bits_move_probabilities(self) -> None:
+        logits = torch.tensor([[3.0, 3.004], [3.0, 3.0]])
+        choice = Choice(logits, logits.argmax(1, keepdim=True), torch.ones(2, 1))
+        # Rounded they are equal; before, the second's probability was above one half by a quarter of the difference.
+        torch.testing.assert_close(
+            rounding_error(choice, torch.bfloat16), torch.tensor([0.001, 0.0]), atol=1e-6, rtol=0
+        )
+        assert not rounding_error(choice, torch.float32).any()
+
+    def test_the_signed_logit_falls_below_zero_where_the_absolute_one_would_rise(self) -> None:
+        layer = sparse(1)
+        layer(vectors())
+        before = router_statistics(layer)
+        shifted = routings(layer)[0].choice._replace(logits=routings(layer)[0].choice.logits - 20)
+        layer.routing = Routing(shifted, layer.routing.kept, None)
+        assert router_statistics(layer)["largest_logit"] == pytest.approx(before["largest_logit"] - 20)
 
     def test_they_are_summed_over_layers(self) -> None:
         model = nn.Sequential(sparse(1), sparse(2))
@@ -218,7 +250,7 @@ class TestLosses:
         torch.testing.assert_close(router_loss(model, 0.1, 0.2), parts[0] + parts[1])
         assert router_loss(model, 0.0, 0.0) == 0.0
 
-    @pytest.mark.parametrize(("loss", "statistic"), [("balance", "largest_load"), ("z", "logit"), ("z", "log_sum_exp")])
+    @pytest.mark.parametrize(("loss", "statistic"), [("balance", "largest_load"), ("z", "z_loss")])
     def test_each_lowers_what_it_is_for(self, loss: str, statistic: str) -> None:
         layer, tokens = sparse(1).float(), torch.randn(200, WIDTH) + (loss == "balance")
         layer(tokens)
