@@ -144,9 +144,10 @@ def test_slots_cost_memory_in_proportion_to_the_capacity_factor(tmp_path: Path) 
         found.append(TRIALS["moe_explained"].step_bytes(model, batch, loss, context))
     first, second = found[1] - found[0], found[2] - found[1]
     assert first == pytest.approx(second, rel=0.05)
-    # Of both layers what the backward pass needs at least: inputs, inner vectors before and after the activation.
+    # Of both layers what the backward pass needs at least: inputs, and inner vectors before the activation. By the time
+    # of the peak those behind the activation may have been freed.
     slots = batch[:, 1:].numel()
-    assert first >= 4 * config.layers * slots * (config.width + 2 * config.hidden)
+    assert first >= 4 * config.layers * slots * (config.width + config.hidden)
 
 
 class TestWhatBeginsWithTheDenseModel:

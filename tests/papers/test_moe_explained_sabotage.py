@@ -10,7 +10,7 @@ from allyouneed.nn import sort_routes
 from allyouneed.papers.moe_explained import expert_capacity, routing, trials
 from allyouneed.papers.moe_explained.experiment import EXPERIMENT
 
-from .sabotage import Breakage, Sabotage, as_if, exchanged, tried
+from .sabotage import Breakage, Sabotage, as_if, exchanged, multiplied, tried
 
 SMOKE = EXPERIMENT.scales["smoke"].arms
 
@@ -69,6 +69,6 @@ SABOTAGES: dict[str, Sabotage] = {
     "switch_beats_dense": as_if("switch", "dense"),
     "upcycled_beats_continued": as_if("upcycled", "continued"),
     "upcycled_beats_new_mixture": exchanged("upcycled", "scratch"),
-    "z_loss_spares_choices_in_bf16": exchanged("switch_z", "switch"),
+    "z_loss_spares_choices_in_bf16": multiplied("switch_z", "bf16_ties", 20.0),
     "z_loss_keeps_quality": as_if("switch_z", "dense"),
 }

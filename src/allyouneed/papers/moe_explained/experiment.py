@@ -111,7 +111,7 @@ CLAIMS = (
         test=Better("bf16_ties", arm="switch_z", than="switch", relative=True),
         scale_gap=f"{TINY} Logits are near 4 without the z-loss: those that need it are many times larger.",
         resolution=Resolution(0.3, 5, PILOT),
-        sabotage="The two arms are exchanged.",
+        sabotage="With the z-loss each token without a clear choice is counted twenty times.",
     ),
     Claim(
         id="z_loss_keeps_quality",

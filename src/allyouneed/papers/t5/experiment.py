@@ -61,7 +61,7 @@ TASKS = {
 
 
 def promised(half_width: float) -> Resolution:
-    """Give about twice the spread that five seeds had at a quarter of the compute, since the losses lie further apart."""
+    """Give about twice the spread that five seeds had at a quarter of the compute, as losses lie further apart."""
     return Resolution(half_width, 5, "five seeds at a quarter of the compute, doubled; 300 test examples a task")
 
 
