@@ -49,9 +49,9 @@ def laptop() -> dict[str, TransferConfig]:
 
 
 SCALE = (
-    "0.3 million parameters (half of that in one stack) and about a million tokens of text stand for 220 million and 34 "
-    "billion. What is compared is the loss of held-out answers, the mean of three tasks, and not whether answers are "
-    "right: most free ones are wrong."
+    "0.3 million parameters (half of that in one stack) and about a million tokens of text stand for 220 million and "
+    "34 billion. What is compared is the loss of held-out answers, the mean of three tasks, and not whether answers "
+    "are right: most free ones are wrong."
 )
 TASKS = {
     "sentiment": "kinds of opinion",
