@@ -52,6 +52,7 @@ CLAIMS = (
         paper_value="perplexity 16.9 at 117 M to 10.2 at 1,542 M parameters (WebText test, read off the figure)",
         test=falls("test"),
         scale_gap=f"{TINY} {RATIOS}",
+        sabotage="the sizes are in reverse order",
     ),
     Claim(
         id="train_falls_with_size",
@@ -60,6 +61,7 @@ CLAIMS = (
         paper_value="perplexity 16.2 at 117 M to 8.9 at 1,542 M parameters (WebText train, read off the figure)",
         test=falls("train"),
         scale_gap=f"{TINY} {RATIOS}",
+        sabotage="the sizes are in reverse order",
     ),
     Claim(
         id="brown_falls_with_size",
@@ -68,6 +70,7 @@ CLAIMS = (
         paper_value="perplexity 65.85, 47.33, 40.31, 35.76 at the four sizes (Penn Treebank)",
         test=falls("brown"),
         scale_gap=f"{TINY} {RATIOS}",
+        sabotage="the kind that was trained on is scored in its place",
     ),
     Claim(
         id="verses_fall_with_size",
@@ -76,6 +79,7 @@ CLAIMS = (
         paper_value="perplexity 37.50, 26.37, 22.05, 17.48 at the four sizes (WikiText-103)",
         test=falls("verses"),
         scale_gap=f"{TINY} {RATIOS}",
+        sabotage="the kind that was trained on is scored in its place",
     ),
     Claim(
         id="manual_falls_with_size",
@@ -84,6 +88,7 @@ CLAIMS = (
         paper_value="perplexity 29.41, 22.76, 19.93, 18.34 at the four sizes (WikiText-2)",
         test=falls("manual"),
         scale_gap=f"{TINY} {RATIOS} The manual has words of its own and examples of code.",
+        sabotage="the kind that was trained on is scored in its place",
     ),
     Claim(
         id="code_falls_with_size",
@@ -95,6 +100,7 @@ CLAIMS = (
             f"{TINY} {RATIOS} The web that GPT-2 was trained on has some of everything, markup and code too. In novels "
             "and addresses there is none: a model learns that an underscore or a bracket hardly ever comes."
         ),
+        sabotage="the kind that was trained on is scored in its place",
     ),
     Claim(
         id="any_string_comes_back",
@@ -103,6 +109,7 @@ CLAIMS = (
         paper_value="any Unicode string has a probability",
         test=Exact("changed", arms=("strings",), equals=0.0),
         scale_gap="Random strings of all scripts and every single character are tried, not all strings.",
+        sabotage="strings are encoded in lower case",
     ),
 )
 

@@ -79,6 +79,7 @@ CLAIMS = (
             f"{TINY} With little data and few steps, what recurrence assumes about order is an advantage. The paper's "
             "compute is hours times a rate of the GPU, ours is counted; see the seconds."
         ),
+        sabotage="the two exchange what they score",
     ),
     Claim(
         id="faster_than_recurrent",
@@ -87,6 +88,7 @@ CLAIMS = (
         paper_value=None,
         test=Better("train_seconds", arm="transformer", than="gru", relative=True),
         scale_gap="One thread has no use for parallelism; what is left of it is larger matrix products.",
+        sabotage="the two exchange their times",
     ),
     Claim(
         id="one_head_is_worse",
@@ -95,6 +97,7 @@ CLAIMS = (
         paper_value="perplexity 4.92 with eight heads, 5.00 with four, 5.29 with one",
         test=Better("perplexity", arm="base", than="one_head", relative=True),
         scale_gap=TINY,
+        sabotage="the two exchange what they score",
     ),
     Claim(
         id="learned_positions_are_as_good",
@@ -103,6 +106,7 @@ CLAIMS = (
         paper_value="perplexity 4.92 with either; BLEU 25.8 and 25.7",
         test=Equivalent("loss", arm="base", to="learned_positions", tolerance=TOLERANCE),
         scale_gap=f"{TINY} In so short a training a table must be learned that sines give for nothing.",
+        sabotage="both have sines",
     ),
     Claim(
         id="positions_are_needed",
@@ -111,6 +115,7 @@ CLAIMS = (
         paper_value=None,
         test=Better("loss", arm="base", than="no_positions", margin=TOLERANCE),
         scale_gap=f"{TINY} The decoder's mask tells some order to a model without positions too.",
+        sabotage="both have sines",
     ),
     Claim(
         id="smoothing_hurts_perplexity",
@@ -119,6 +124,7 @@ CLAIMS = (
         paper_value="perplexity 4.92 with smoothing, 4.67 without",
         test=Better("perplexity", arm="unsmoothed", than="base", relative=True),
         scale_gap=f"{TINY} A model that is unsure anyway has little to unlearn.",
+        sabotage="the two exchange what they score",
     ),
     Claim(
         id="smoothing_helps_accuracy",
@@ -127,6 +133,7 @@ CLAIMS = (
         paper_value=None,
         test=Better("accuracy", arm="base", than="unsmoothed", direction="higher"),
         scale_gap=TINY,
+        sabotage="the smoothed model has no positions",
     ),
     Claim(
         id="smoothing_helps_bleu",
@@ -135,6 +142,7 @@ CLAIMS = (
         paper_value="BLEU 25.8 with smoothing, 25.3 without",
         test=Better("bleu", arm="base", than="unsmoothed", direction="higher"),
         scale_gap=f"{TINY} Three seeds of a few hundred verses do not tell tenths of BLEU apart.",
+        sabotage="the smoothed model has no positions",
     ),
 )
 
