@@ -44,7 +44,6 @@ def without_clothes() -> tuple[list[TrialResult], list[TrialResult]]:
 
 BROKEN: dict[str, Breakage] = {"positions_find_rows_and_columns": without_clothes}
 SABOTAGES: dict[str, Sabotage] = {
-    "convolution_wins_with_little_data": multiplied("few", "gap", -1.0),
     "transformer_passes": multiplied("all", "gap", -1.0),
     "pretraining_helps": as_if("pretrained", "few"),
     "positions_matter": as_if("none", "all"),

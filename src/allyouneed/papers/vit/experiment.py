@@ -67,15 +67,6 @@ CLOTHES = (
 
 CLAIMS = (
     Claim(
-        id="convolution_wins_with_little_data",
-        statement="Trained on 500 images, a ResNet of equal compute is more accurate than the Vision Transformer.",
-        source="Figures 3 and 4, section 4.3",
-        paper_value="ImageNet alone: 76.5 % (ViT-L/16) against some 77 to 81 % (BiT ResNets)",
-        test=Better("gap", arm="few", than=0.0, direction="higher"),
-        scale_gap=TINY,
-        sabotage="the models are exchanged",
-    ),
-    Claim(
         id="transformer_passes",
         statement="With the most images, the Vision Transformer is more accurate than the ResNet.",
         source="Figures 3 and 4; Table 2",
